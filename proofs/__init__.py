@@ -1,0 +1,1 @@
+"""Proofs about the specification; so far the stand-in that runs every rule on terms."""

@@ -1,0 +1,137 @@
+"""A machine at its start: domains with their memory, their tables and their shared_info (spec/RULINGS.md; xen-2003.md §8).
+
+The state is built by the same transitions that a running machine makes; only constants (Xen's words, limits, the contents of
+memory) are put in place directly.
+"""
+from refmodel.machine import Machine
+from refmodel.references import TWritable, get_type
+from refmodel.state import ConcreteState, as_state
+from refmodel.xen417 import Machine417
+from refmodel.xen2003 import Machine2003
+from spec.abi import DOMID_XEN, GUEST_KERNEL, L1, RW, US, A, D, P, Xen417, Xen2003
+from spec.kernel import CPU, DomId, FrameType, Index, Mfn, State
+from spec.profile import PROFILES, Profile
+from spec.registers import load_base, set_m2p, set_pinned
+from spec.reservation import assign, xen_keeps
+from spec.tables import write_data
+from spec.vocabulary import RETF, DomainSetup, Setup
+
+
+class SetupError(ValueError):
+    """A setup that describes no machine: `field` says where."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+def boot(setup: Setup) -> Machine:
+    """The machine of a setup, at its start.  Raises `SetupError`."""
+    check_setup(setup)
+    profile = PROFILES[setup.profile]
+    state = ConcreteState(profile, setup.frames)
+    s = as_state(state)
+    s.clock[CPU] = s.cr3_clock[CPU] = 1     # 0 means: never
+    for f in range(setup.xen_frames):
+        s.owner[Mfn(f)] = DomId(DOMID_XEN)
+    publish(s, setup)
+    for d in setup.domains:
+        build(s, d)
+    state.seal()
+    return (Machine2003 if profile.guest_end else Machine417)(setup, state)
+
+
+def check_setup(setup: Setup) -> None:
+    """Domains lie apart, above Xen's frames and below the end, and domain 0 is there."""
+    if setup.profile not in PROFILES:
+        raise SetupError("profile", f"{setup.profile!r} is none of {', '.join(PROFILES)}")
+    profile = PROFILES[setup.profile]
+    if setup.xen_slots and len(setup.xen_slots) != profile.xen_last + 1 - profile.xen_first:
+        raise SetupError("xen_slots", f"{len(setup.xen_slots)} words, not {profile.xen_last + 1 - profile.xen_first}")
+    end, seen = setup.xen_frames, set[int]()
+    if not any(d.domid == 0 for d in setup.domains):
+        raise SetupError("domains", "there is no domain 0")
+    for n, d in enumerate(sorted(setup.domains, key=lambda d: d.first)):
+        if d.domid in seen:
+            raise SetupError(f"domains[{n}].domid", f"domain {d.domid} is there twice")
+        if not 0 <= d.domid < 0x7FF0:
+            raise SetupError(f"domains[{n}].domid", f"{d.domid} is not a domain's number")
+        if d.first < end:
+            raise SetupError(f"domains[{n}].first", f"frame {d.first} is taken")
+        if d.pages < table_pages(profile, d.pages) + 4:
+            raise SetupError(f"domains[{n}].pages", f"{d.pages} pages do not hold a domain")
+        if not 4 <= d.pages <= 1000 * profile.entries:
+            raise SetupError(f"domains[{n}].pages", f"{d.pages} pages are too many")
+        seen.add(d.domid)
+        end = d.first + d.pages + 1
+    if not end <= setup.frames <= profile.mfn_mask:
+        raise SetupError("frames", f"{setup.frames} frames end before the last domain, at {end}, or the architecture's limit")
+
+
+# --- Xen's own slots ---------------------------------------------------------------------------------------------------------
+
+def publish(s: State, setup: Setup) -> None:
+    """Xen's slots of every root table, and behind the first of them the read-only machine-to-physical words."""
+    p = s.profile
+    for n, word in enumerate(setup.xen_slots):
+        s.xen_word[Index(p.xen_first + n)] = word
+    first = s.xen_word[Index(p.xen_first)]
+    if not setup.xen_slots:
+        first = (1 << 12) | P | US | A
+        s.xen_word[Index(p.xen_first)] = first
+    table = Mfn((first >> 12) & p.mfn_mask)
+    for _level in range(p.root - 1, 1, -1):     # the upper tables of the window (4.17), in Xen's frames 1, 2, 3
+        s.word[table, Index(0)] = (table + 1) << 12 | P | US | A
+        table = Mfn(table + 1)
+    rights = A | P if p.guest_end else A | P | US
+    for n in range(-(-setup.frames // p.entries)):
+        s.word[table, Index(n)] = table << 12 | rights
+
+
+# --- a domain ----------------------------------------------------------------------------------------------------------------
+
+def table_pages(p: Profile, pages: int) -> int:
+    """How many page tables map `pages` pages and shared_info."""
+    return -(-(pages + 1) // p.entries) + p.root - 1
+
+
+def build(s: State, d: DomainSetup) -> None:
+    """Give a domain its frames, fill its tables, and validate them by pinning and loading the root."""
+    p, domid = s.profile, DomId(d.domid)
+    s.privileged[domid] = d.domid == 0
+    s.limit[domid] = d.pages + 1            # shared_info counts on both sides of the comparison
+    for i in range(d.pages + 1):
+        f = Mfn(d.first + i)
+        assign(s, domid, f)
+        set_m2p(s, domid, f, i)
+    for n in range(p.entries):
+        write_data(s, domid, Mfn(d.first + 1), Index(n), RETF * (p.all_ones // 0xFF))
+    root = fill_tables(s, d)
+    t = FrameType(p.root)
+    get_type(s, domid, root, t)
+    set_pinned(s, domid, root)
+    get_type(s, domid, root, t)
+    load_base(s, domid, root)
+    shared = Mfn(d.first + d.pages)
+    get_type(s, domid, shared, TWritable)
+    xen_keeps(s, domid, shared)
+
+
+def fill_tables(s: State, d: DomainSetup) -> Mfn:
+    """Write the entries of the boot tables: L1 tables at the top of memory, then the upper ones, the root last."""
+    p, domid = s.profile, DomId(d.domid)
+    count = table_pages(p, d.pages)
+    top = d.first + d.pages
+    leaves = [Mfn(f) for f in range(top - count, top - p.root + 1)]
+    kernel = P | A | D if p.ring1_kernel else P | A | D | US | GUEST_KERNEL
+    for i in range(d.pages + 1):
+        rw = 0 if top - count <= d.first + i < top else RW
+        write_data(s, domid, leaves[i // p.entries], Index(i % p.entries), (d.first + i) << 12 | kernel | rw)
+    base = Xen2003.BASE if p.guest_end else Xen417.BASE
+    below, at = leaves, Mfn(top - p.root + 1)
+    for level in p.geometry.levels[L1:]:
+        first = base >> level.shift & (1 << level.bits) - 1
+        for n, f in enumerate(below):
+            write_data(s, domid, at, Index(first + n), f << 12 | P | RW | US | A | D)
+        below, at = [at], Mfn(at + 1)
+    return below[0]

@@ -1,0 +1,150 @@
+"""A guest's accesses to memory, and Xen's own through a guest's pointers.
+
+An access goes through a cached translation or through a walk; where both are possible and differ, there is a choice.
+"""
+from typing import Any, Protocol
+
+from refmodel.choices import Choices
+from refmodel.references import Error
+from spec.abi import DOMID_XEN, PF, PF_PROT, A, D
+from spec.frames import mfn_of
+from spec.kernel import FAILED, HELD, DomId, Index, Mfn, State, Vpn
+from spec.x86.paging import Fault, allows, fault_code, require_segment, root_of, walk
+from spec.x86.tlb import guest_store, is_live, tag_of, tlb_fill
+
+
+class ModelError(Exception):
+    """The program is outside the vocabulary: it asks for what no rule describes."""
+
+
+def demand(condition: Any, rule: str, errno: int) -> None:
+    """One check of an interface: its error number is the hypercall's result."""
+    if condition:
+        HELD[rule] += 1
+    else:
+        FAILED[rule] += 1
+        raise Error(errno, rule)
+
+
+class Window(Protocol):
+    """What Xen publishes: the machine-to-physical words, at virtual addresses of Xen's."""
+
+    def published(self, va: int) -> int | None:
+        """The word at `va`, or None where Xen publishes nothing."""
+
+
+# --- translation -------------------------------------------------------------------------------------------------------------
+
+def translate(s: State, choices: Choices, d: DomId, va: int, user: bool, write: bool, fetch: bool) -> int:
+    """The translation that the processor uses for `va`; raises `Fault`.  Fills the TLB."""
+    as_user = user or not s.profile.ring1_kernel
+    tag = tag_of(Vpn(va >> 12), fetch)
+    cached = s.tlb[d, tag]
+    if not (cached and is_live(s, d, tag)):
+        tlb_fill(s, d, va, user, write, fetch)
+        return s.tlb[d, tag]
+    usable = allows(cached, as_user, write, fetch) and (not write or cached & D != 0)
+    try:
+        found, used = walk(s, root_of(s, d, user), va, as_user, write, fetch)
+    except Fault as fault:
+        return _stale_or_fault(s, choices, cached, usable, fault, va, as_user, write, fetch)
+    if usable and (found ^ cached) & ~D == 0 and _is_marked(s, used, write):
+        return cached                       # both ways are the same
+    if usable and choices.choose("stale-translation", 2) == 0:
+        return cached
+    if not allows(cached, as_user, write, fetch) and choices.choose("spurious-fault", 2) == 1:
+        raise Fault(PF, fault_code(s.profile.geometry, PF_PROT, as_user, write, fetch), va)
+    tlb_fill(s, d, va, user, write, fetch)
+    return s.tlb[d, tag]
+
+
+def _stale_or_fault(s: State, choices: Choices, cached: int, usable: bool, fault: Fault, va: int, user: bool, write: bool,
+                    fetch: bool) -> int:
+    """The present tables refuse: a cached translation may still serve, or refuse with its own, stale rights."""
+    if usable:
+        if choices.choose("stale-translation", 2) == 0:
+            return cached
+    elif not allows(cached, user, write, fetch) and fault.error & PF_PROT == 0 and choices.choose("stale-fault", 2) == 1:
+        raise Fault(PF, fault_code(s.profile.geometry, PF_PROT, user, write, fetch), va)
+    raise fault
+
+
+def _is_marked(s: State, used: tuple[tuple[Mfn, Index], ...], write: bool) -> bool:
+    """A walk would set no accessed or dirty bit."""
+    for level, (table, i) in zip(reversed(s.profile.geometry.levels), used, strict=False):
+        if level.rights and s.word[table, i] & A == 0:
+            return False
+    return not write or s.word[used[-1]] & D != 0
+
+
+# --- words and bytes ---------------------------------------------------------------------------------------------------------
+
+def read_word(s: State, window: Window, e: int, va: int, hint: int | None = None) -> int:
+    """The aligned word at `va` through translation e."""
+    f = mfn_of(s, e)
+    if s.owner[f] != DOMID_XEN:
+        return s.word[f, Index((va & 0xFFF) // s.profile.word_bytes)]
+    value = window.published(va)
+    if value is not None:
+        return value
+    if hint is None:
+        raise ModelError(f"the contents of Xen's own memory at {va:#x} are the machine's business")
+    return hint
+
+
+def load(s: State, choices: Choices, window: Window, d: DomId, va: int, user: bool, hint: int | None = None) -> int:
+    """A guest's load of one word; raises `Fault`."""
+    size = s.profile.word_bytes
+    require_segment(s, va, size)
+    shift = va % size
+    first = translate(s, choices, d, va, user, False, False)
+    if shift == 0:
+        return read_word(s, window, first, va, hint)
+    last = va + size - 1
+    second = translate(s, choices, d, last - last % size, user, False, False) if last >> 12 != va >> 12 else first
+    low = read_word(s, window, first, va - shift, hint)
+    high = read_word(s, window, second, last - last % size, hint)
+    return (low | high << s.profile.word_bits) >> 8 * shift & s.profile.all_ones
+
+
+def store(s: State, choices: Choices, d: DomId, va: int, value: int, user: bool) -> None:
+    """A guest's store of one word; raises `Fault`, and then nothing is stored."""
+    size = s.profile.word_bytes
+    require_segment(s, va, size)
+    shift = va % size
+    first = translate(s, choices, d, va, user, True, False)
+    if shift == 0:
+        _put(s, d, first, va, value)
+        return
+    last = va + size - 1
+    second = translate(s, choices, d, last - last % size, user, True, False) if last >> 12 != va >> 12 else first
+    _merge(s, d, first, va - shift, value << 8 * shift & s.profile.all_ones, s.profile.all_ones << 8 * shift & s.profile.all_ones)
+    _merge(s, d, second, last - last % size, value >> s.profile.word_bits - 8 * shift, (1 << 8 * shift) - 1)
+
+
+def store_words(s: State, choices: Choices, d: DomId, va: int, words: tuple[int, ...]) -> None:
+    """A kernel's stores of consecutive aligned words that lie in one page: one translation serves them all."""
+    require_segment(s, va, s.profile.word_bytes)
+    e = translate(s, choices, d, va, False, True, False)
+    for n, value in enumerate(words):
+        at = va + n * s.profile.word_bytes
+        require_segment(s, at, s.profile.word_bytes)
+        _put(s, d, e, at, value)
+
+
+def _put(s: State, d: DomId, e: int, va: int, value: int) -> None:
+    tag = tag_of(Vpn(va >> 12), False)
+    guest_store(s, d, tag, Index((va & 0xFFF) // s.profile.word_bytes), value)
+
+
+def _merge(s: State, d: DomId, e: int, va: int, value: int, mask: int) -> None:
+    old = s.word[mfn_of(s, e), Index((va & 0xFFF) // s.profile.word_bytes)]
+    _put(s, d, e, va, old & ~mask | value)
+
+
+def fetch_byte(s: State, choices: Choices, window: Window, d: DomId, va: int, user: bool) -> int:
+    """The byte that the processor fetches at `va`; raises `Fault`."""
+    require_segment(s, va, 1)
+    e = translate(s, choices, d, va, user, False, True)
+    size = s.profile.word_bytes
+    return read_word(s, window, e, va - va % size) >> 8 * (va % size) & 0xFF

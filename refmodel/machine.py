@@ -1,0 +1,176 @@
+"""A machine of the model: one action after another, each with its outcome and the rule that refused it."""
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from refmodel.choices import Choices
+from refmodel.guest import ModelError, fetch_byte, load, store, store_words
+from refmodel.references import Error
+from refmodel.state import ConcreteState, as_state
+from spec.abi import NOBODY
+from spec.kernel import DomId, Mfn, Refused, Vpn
+from spec.vocabulary import RETF, Action, Execute, Hypercall, Load, Outcome, Setup, Store
+from spec.x86.paging import Fault, require_segment, root_of, walk
+from spec.x86.tlb import flush, is_live, tag_of
+
+
+class Machine:
+    """Common to both profiles: guest accesses, domain switches, undo.  A profile adds the hypercalls.
+
+    `s` is the state (read-only here: transitions write it), `refusals` the conjuncts that refused during the last step,
+    `choices` the looseness met.
+    """
+    hypercalls: ClassVar[dict[int, Callable[..., int]]] = {}
+    other_wings: ClassVar[frozenset[int]] = frozenset()     # hypercalls that exist, but not in this specification yet
+    window: ClassVar[int] = 0                               # where the machine-to-physical words are published
+
+    def __init__(self, setup: Setup, state: ConcreteState) -> None:
+        self.setup, self.profile, self.concrete = setup, state.profile, state
+        self.s = as_state(state)
+        self.choices = Choices()
+        self.refusals: list[str] = []
+        self.domids = frozenset(d.domid for d in setup.domains)
+        self.pool_start = max(d.first + d.pages + 1 for d in setup.domains)
+        self.current: int | None = None
+        self.flush_due = False
+        self.released: set[int] = set()
+        self.handed_out: set[int] = set()
+        self.hint: Outcome | None = None
+        self.chose: list[int] = []
+
+    # --- the outside ---
+
+    def reset(self) -> None:
+        """Back to the start of the machine; the cost is that of what changed."""
+        self.concrete.rollback(0)
+        self.current = None
+        self.refusals = []
+        self.released.clear()
+        self.handed_out.clear()
+
+    def step(self, action: Action, hint: Outcome | None = None) -> Outcome:
+        """Perform one action.  `hint` is the outcome on another machine: it resolves what only that machine knows."""
+        d = action.dom
+        if d != self.current:
+            self._switch(d)
+        self.refusals, self.hint, self.chose = [], hint, []
+        try:
+            if isinstance(action, Hypercall):
+                for va, words in action.data:
+                    store_words(self.s, self.choices, DomId(d), va, words)
+                value = self.hypercall(DomId(d), action.nr, action.args)
+                return Outcome(value, chose=tuple(self.chose)) if self.chose else Outcome(value)
+            if isinstance(action, Load):
+                return Outcome(load(self.s, self.choices, self, DomId(d), action.va, self._mode(action),
+                                    hint.value if hint is not None and hint.vector < 0 else None))
+            if isinstance(action, Store):
+                store(self.s, self.choices, DomId(d), action.va, action.value, self._mode(action))
+                return Outcome()
+            return self._execute(action)
+        except Fault as fault:
+            return Outcome(0, fault.vector, fault.error, fault.address)
+
+    def legal_execute(self, d: int, va: int, user: bool = False) -> bool:
+        """Whatever translation the processor uses for a fetch at `va`, it faults or finds a far return."""
+        try:
+            require_segment(self.s, va, 1)
+        except Fault:
+            return True
+        frames = []
+        tag = tag_of(Vpn(va >> 12), True)
+        if is_live(self.s, DomId(d), tag) and d == self.current:
+            frames.append(self.s.tlb[DomId(d), tag] >> 12 & self.profile.mfn_mask)
+        f = self.walk(d, va, user)
+        if f is not None:
+            frames.append(f)
+        return all(self._byte(f, va) == RETF for f in frames)
+
+    def walk(self, d: int, va: int, user: bool = False, write: bool = False) -> int | None:
+        """The frame that the present tables give, or None if they refuse."""
+        if user and self.profile.user_root and not self.s.has_user[DomId(d)]:
+            return None
+        try:
+            require_segment(self.s, va, 1)
+            e, _ = walk(self.s, root_of(self.s, DomId(d), user), va, user or not self.profile.ring1_kernel, write, False)
+        except Fault:
+            return None
+        return e >> 12 & self.profile.mfn_mask
+
+    def base_of(self, d: int) -> int:
+        """The frame of a domain's root table."""
+        return self.s.base[DomId(d)]
+
+    def published(self, va: int) -> int | None:
+        """The machine-to-physical word at `va`, or None outside the window."""
+        n = (va - self.window) // self.profile.word_bytes
+        per_page = self.profile.entries
+        if 0 <= n < -(-self.setup.frames // per_page) * per_page:
+            return self.s.m2p[Mfn(n)]
+        return None
+
+    # --- the inside ---
+
+    def hypercall(self, d: DomId, nr: int, args: tuple[int, ...]) -> int:
+        """One hypercall by the kernel of d."""
+        raise NotImplementedError
+
+    def attempt(self, step: Callable[..., Any], *args: Any) -> Any:
+        """One entry of a batch: refused, it leaves no trace."""
+        mark = len(self.concrete.log)
+        try:
+            return step(*args)
+        except (Refused, Error) as refusal:
+            self.concrete.rollback(mark)
+            self.note(refusal)
+            raise
+
+    def note(self, refusal: Refused | Error) -> None:
+        """Remember once which conjunct refused."""
+        if not isinstance(refusal, Error):
+            self.refusals.append(refusal.rule)
+        elif not refusal.noted:
+            refusal.noted = True
+            self.refusals.append(refusal.rule)
+
+    def flush_if_due(self, d: DomId) -> None:
+        """What a hypercall asked to be flushed is flushed before the guest runs again."""
+        if self.flush_due:
+            self.flush_due = False
+            flush(self.s, d)
+
+    def free_frames(self) -> int:
+        """The size of the pool."""
+        s = self.s
+        return self.setup.frames - self.setup.xen_frames - sum(s.pages[DomId(d)] for d in self.domids)
+
+    def next_free(self) -> Mfn:
+        """The frame to hand out: the one that the other machine chose, else the lowest free one."""
+        self.choices.counts["allocation"] += 1
+        n = len(self.chose)
+        if self.hint is not None and n < len(self.hint.chose):
+            return Mfn(self.hint.chose[n])
+        owner = self.s.owner
+        for f in sorted(self.released):
+            if owner[Mfn(f)] == NOBODY:
+                return Mfn(f)
+        return Mfn(next(f for f in range(self.pool_start, self.setup.frames) if owner[Mfn(f)] == NOBODY))
+
+    def _switch(self, d: int) -> None:
+        if d not in self.domids:
+            raise ModelError(f"there is no domain {d}")
+        self.current = d
+        flush(self.s, DomId(d))             # W-18
+
+    def _mode(self, action: Load | Store | Execute) -> bool:
+        if action.user and self.profile.user_root and not self.s.has_user[DomId(action.dom)]:
+            raise ModelError(f"domain {action.dom} has no root table for user mode")
+        return action.user
+
+    def _execute(self, action: Execute) -> Outcome:
+        byte = fetch_byte(self.s, self.choices, self, DomId(action.dom), action.va, self._mode(action))
+        if byte != RETF:
+            raise ModelError(f"domain {action.dom} would execute byte {byte:#x} at {action.va:#x}, which is no far return")
+        return Outcome()
+
+    def _byte(self, f: int, va: int) -> int:
+        size = self.profile.word_bytes
+        return self.concrete.row(f).get((va & 0xFFF) // size, 0) >> 8 * (va % size) & 0xFF

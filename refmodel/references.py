@@ -1,0 +1,162 @@
+"""Taking and giving back references: the loops and the recursion around the transitions of `spec`.
+
+Nothing here decides; a transition refuses, and whoever began the entry rolls the state back.  A privileged domain acts for the
+owner of the frame that it uses.
+"""
+from typing import cast
+
+from refmodel.state import ConcreteState
+from spec.abi import L1, RW, WRITABLE, P
+from spec.frames import drop_ref, drop_type, may_use, mfn_of, take_ref, take_type
+from spec.kernel import CPU, DomId, FrameType, Index, Mfn, State
+from spec.reservation import free_frame
+from spec.tables import (
+    begin_type,
+    drain_absent,
+    drain_entry,
+    finish,
+    is_writable_self_map,
+    legal_bits,
+    same_authority,
+    skip_absent,
+    validate_entry,
+    write_entry,
+)
+from spec.x86.tlb import flush
+
+TWritable = FrameType(WRITABLE)
+
+
+class Error(Exception):
+    """A check of an interface failed: the error number and the conjunct."""
+
+    def __init__(self, errno: int, rule: str) -> None:
+        super().__init__(errno, rule)
+        self.errno, self.rule = errno, rule
+        self.noted = False                  # already among the refusals of the step
+
+
+def actor(s: State, d: DomId, f: Mfn) -> DomId:
+    """For whom Xen acts on frame f when d asks: its owner if d may use it, else d itself (and is refused)."""
+    return s.owner[f] if may_use(s, d, f) else d
+
+
+def settle(s: State, d: DomId, f: Mfn, t: FrameType) -> None:
+    """Flush the TLB if the frame could not change its type without."""
+    if s.type[f] != t and s.stamp[f] == s.clock[CPU]:
+        flush(s, d)
+
+
+# --- typed references --------------------------------------------------------------------------------------------------------
+
+def get_type(s: State, d: DomId, f: Mfn, t: FrameType) -> None:
+    """Take a typed reference to d's frame; the first one to a table validates it."""
+    if s.type_count[f] == 0 and s.owner[f] == d:
+        settle(s, d, f, t)
+        if t != WRITABLE:
+            validate(s, d, f, t)
+            return
+    take_type(s, d, f, t)
+
+
+def validate(s: State, d: DomId, f: Mfn, t: FrameType) -> None:
+    """Check every entry of an idle frame that becomes a table, from slot 0 upwards."""
+    begin_type(s, d, f, t)
+    for first, end in stretches(s, f, t):
+        if first == end:
+            get_entry(s, f, s.word[f, first])
+            validate_entry(s, d, f)
+        elif first < end:
+            skip_absent(s, d, f, end)
+        else:
+            validate_entry(s, d, f)         # a slot of Xen's
+    finish(s, d, f)
+
+
+def stretches(s: State, f: Mfn, t: FrameType) -> list[tuple[Index, Index]]:
+    """How a validation goes through a table: (i, i) is a present entry, (i, i - 1) Xen's slot, (first, end) an absent stretch."""
+    p = s.profile
+    xen = range(p.xen_first, p.xen_last + 1) if t == p.root else range(0)
+    stops = sorted({*cast(ConcreteState, s).present(f), *xen})
+    out: list[tuple[int, int]] = []
+    at = 0
+    for i in stops:
+        if i > at:
+            out.append((at, i))
+        out.append((i, i - 1) if i in xen else (i, i))
+        at = i + 1
+    if at < p.entries:
+        out.append((at, p.entries))
+    return cast(list[tuple[Index, Index]], out)
+
+
+def put_type(s: State, f: Mfn) -> None:
+    """Give a typed reference back; a table that loses its last one gives back all that it refers to."""
+    d = s.owner[f]
+    drop_type(s, d, f)
+    if s.type_count[f] == 0 and s.upto[f] > 0:
+        drain(s, d, f)
+    reap(s, f)
+
+
+def drain(s: State, d: DomId, f: Mfn) -> None:
+    """Empty a table from its last checked entry downwards."""
+    for i in reversed(cast(ConcreteState, s).present(f)):
+        if i >= s.upto[f]:
+            continue                        # never checked
+        drain_absent(s, d, f, Index(i + 1))
+        before = s.type[f]
+        e = s.word[f, Index(i)]
+        drain_entry(s, d, f)
+        put_entry(s, f, before, e, Index(i))
+    drain_absent(s, d, f, Index(0))
+
+
+def reap(s: State, f: Mfn) -> None:
+    """A frame that its owner gave up goes back to the pool with its last reference."""
+    if s.ref_count[f] == 0 and s.upto[f] == 0:
+        free_frame(s, s.owner[f], f)
+
+
+# --- entries -----------------------------------------------------------------------------------------------------------------
+
+def get_entry(s: State, g: Mfn, e: int) -> None:
+    """Take the reference that entry e of table g will hold."""
+    t = s.type[g]
+    if e & P == 0 or not legal_bits(s, t, e):
+        return                              # nothing to hold, or refused by the write
+    f = mfn_of(s, e)
+    if t != L1 and f == g:
+        return
+    d = actor(s, s.owner[g], f)
+    if t != L1:
+        get_type(s, d, f, FrameType(t - 1))
+    elif e & RW != 0:
+        get_type(s, d, f, TWritable)
+    else:
+        take_ref(s, d, f)
+
+
+def put_entry(s: State, g: Mfn, t: FrameType, e: int, i: Index) -> None:
+    """Give back the reference that entry e of table g, of type t, held in slot i."""
+    p = s.profile
+    if e & P == 0 or (t == p.root and p.xen_first <= i <= p.xen_last):
+        return
+    f = mfn_of(s, e)
+    if t == L1 and e & RW == 0:
+        drop_ref(s, s.owner[f], f)
+        reap(s, f)
+    elif t == L1 or f != g:
+        put_type(s, f)
+
+
+def replace_entry(s: State, g: Mfn, i: Index, new: int) -> None:
+    """Replace an entry of a table in use: the new reference is taken before the old one is dropped."""
+    t, old = s.type[g], s.word[g, i]
+    if same_authority(s, t, old, new):
+        write_entry(s, s.owner[g], g, i, new)
+        return
+    if not is_writable_self_map(s, g, t, new) and not (t == s.profile.root and s.profile.xen_first <= i <= s.profile.xen_last):
+        get_entry(s, g, new)
+    write_entry(s, s.owner[g], g, i, new)
+    put_entry(s, g, t, old, i)

@@ -1,0 +1,113 @@
+"""Concrete states: dicts with one undo log; an absent key has the neutral value of its kind."""
+from collections.abc import Callable, Iterable
+from typing import Any, Final, cast
+
+from spec.abi import NOBODY, P
+from spec.kernel import SCHEMA, State
+from spec.profile import Profile
+
+_store: Final = dict.__setitem__
+
+
+class UndoMap(dict[Any, Any]):
+    """A dict that logs what it overwrites."""
+    __slots__ = ("log", "name", "zero")
+
+    def __init__(self, name: str, zero: Any, log: list[tuple["UndoMap", Any, Any]]) -> None:
+        super().__init__()
+        self.name, self.zero, self.log = name, zero, log
+
+    def __missing__(self, key: Any) -> Any:
+        return self.zero
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.log.append((self, key, self[key]))
+        _store(self, key, value)
+
+    def put_back(self, key: Any, value: Any) -> None:
+        """Undo one store."""
+        _store(self, key, value)
+
+
+class WordMap(UndoMap):
+    """The words of all frames; `rows[f]` are the words of one frame that were ever set."""
+    __slots__ = ("rows",)
+
+    def __init__(self, name: str, log: list[tuple[UndoMap, Any, Any]]) -> None:
+        super().__init__(name, 0, log)
+        self.rows: dict[int, dict[int, int]] = {}
+
+    def __setitem__(self, key: tuple[int, int], value: int) -> None:
+        self.log.append((self, key, self[key]))
+        _store(self, key, value)
+        f, i = key
+        try:
+            self.rows[f][i] = value
+        except KeyError:
+            self.rows[f] = {i: value}
+
+    def put_back(self, key: tuple[int, int], value: int) -> None:
+        _store(self, key, value)
+        self.rows[key[0]][key[1]] = value
+
+
+class ConcreteState:
+    """The maps of the schema as attributes, read-only outside transitions; `frames` is the number of machine frames."""
+
+    def __init__(self, profile: Profile, frames: int) -> None:
+        self.profile, self.frames = profile, frames
+        self.log: list[tuple[UndoMap, Any, Any]] = []
+        neutral = {"bool": False, "dom": NOBODY, "pfn": profile.all_ones}
+        self.maps: dict[str, UndoMap] = {}
+        for name, (_, kind) in SCHEMA.items():
+            m = WordMap(name, self.log) if name == "word" else UndoMap(name, neutral.get(kind, 0), self.log)
+            self.maps[name] = m
+            setattr(self, name, m)
+
+    def row(self, f: int) -> dict[int, int]:
+        """The words of a frame that were ever set, by index."""
+        return cast(WordMap, self.maps["word"]).rows.get(f, {})
+
+    def absent(self, f: int, first: int, end: int) -> bool:
+        """No entry of f in [first, end) is present."""
+        row = self.row(f)
+        if end - first < len(row):
+            return not any(row.get(i, 0) & P for i in range(first, end))
+        return not any(w & P and first <= i < end for i, w in row.items())
+
+    def present(self, f: int) -> list[int]:
+        """The indices of f's present entries, ascending."""
+        return sorted(i for i, w in self.row(f).items() if w & P)
+
+    # --- undo ---
+
+    def mark(self) -> int:
+        """A point to roll back to."""
+        return len(self.log)
+
+    def rollback(self, mark: int) -> None:
+        """Undo every store since the mark."""
+        log = self.log
+        while len(log) > mark:
+            m, key, old = log.pop()
+            m.put_back(key, old)
+
+    def changed(self, names: Iterable[str], since: int = 0) -> dict[str, set[Any]]:
+        """The keys of these maps that were stored to since the mark."""
+        out: dict[str, set[Any]] = {name: set() for name in names}
+        for m, key, _ in self.log[since:]:
+            if m.name in out:
+                out[m.name].add(key)
+        return out
+
+    def seal(self) -> None:
+        """Make the present state the one that `rollback(0)` returns to."""
+        self.log.clear()
+
+
+def as_state(s: ConcreteState) -> State:
+    """The same state as the rules see it."""
+    return cast(State, s)
+
+
+Fill = Callable[[ConcreteState], None]

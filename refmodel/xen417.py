@@ -1,0 +1,6 @@
+"""stub"""
+from refmodel.machine import Machine
+
+
+class Machine417(Machine):
+    """stub"""

@@ -1,0 +1,161 @@
+"""The numbers of both interfaces: hypercalls, commands, errors, layouts.  No logic.
+
+Everybody may import this module; with `spec.vocabulary` it is all that the emulator takes from the specification.
+Source: xen-2003.md §0-4, §11; xen-4.17.md §1-5, §10.
+"""
+from typing import Final
+
+# --- errors (Linux numbers; a hypercall returns the negative)
+EPERM: Final = 1
+ESRCH: Final = 3
+ENOMEM: Final = 12
+EACCES: Final = 13
+EFAULT: Final = 14
+EBUSY: Final = 16
+EINVAL: Final = 22
+ENOSYS: Final = 38
+EOPNOTSUPP: Final = 95
+
+ERRNO_NAMES: Final = {EPERM: "EPERM", ESRCH: "ESRCH", ENOMEM: "ENOMEM", EACCES: "EACCES", EFAULT: "EFAULT", EBUSY: "EBUSY",
+                      EINVAL: "EINVAL", ENOSYS: "ENOSYS", EOPNOTSUPP: "EOPNOTSUPP"}
+
+# --- processor exceptions
+GP: Final = 13                          # #GP
+PF: Final = 14                          # #PF
+PF_PROT: Final = 1                      # page-fault error code: the entry was present
+PF_WRITE: Final = 2
+PF_USER: Final = 4
+PF_RSVD: Final = 8
+PF_FETCH: Final = 16
+
+# --- bits of a page-table entry, by their manual names
+P: Final = 0x001
+RW: Final = 0x002
+US: Final = 0x004
+PWT: Final = 0x008
+PCD: Final = 0x010
+A: Final = 0x020
+D: Final = 0x040
+PSE: Final = 0x080                      # in an upper entry a large page; in an L1 entry PAT
+PAT: Final = 0x080
+G: Final = 0x100
+AVAIL: Final = 0xE00
+AVAIL_HIGH: Final = 0x7FF << 52
+GUEST_KERNEL: Final = 1 << 52           # 4.17: an L1 entry of the guest's kernel
+NX: Final = 1 << 63
+
+# --- frame types, as both frame tables number them (SEG_DESC is gdt in 2003, where 6 is ldt)
+NONE: Final = 0
+L1: Final = 1
+L2: Final = 2
+L3: Final = 3
+L4: Final = 4
+SEG_DESC: Final = 5
+SHARED: Final = 6
+WRITABLE: Final = 7
+TYPE_NAMES: Final = ("none", "L1", "L2", "L3", "L4", "seg_desc", "shared", "writable")
+
+# --- domain numbers with a meaning (the 4.17 ones; 2003 only needs the two owners that are no domain)
+DOMID_SELF: Final = 0x7FF0
+DOMID_IO: Final = 0x7FF1
+DOMID_XEN: Final = 0x7FF2               # owner of Xen's own frames
+NOBODY: Final = 0x7FF4                  # DOMID_INVALID: owner of a free frame
+
+PAGE_SIZE: Final = 4096
+
+
+class Xen2003:
+    """The interface of Xen 1.2, the release that follows the paper."""
+    HOLE: Final = 0xFC000000            # Xen's 64 MB begin here: L2 slots 1008..1023
+    GUEST_END: Final = 0xFC400000       # guest segments and guest pointers end here: the M2P window below is readable
+    XEN_SLOT: Final = 1008
+    LINEAR_SLOT: Final = 1020           # Xen's self-map of an L2: the frame itself, supervisor, writable (0x63)
+    BASE: Final = 0xC0000000            # where a domain's memory is mapped at boot
+    MMU_UPDATE: Final = 1
+    DOM_MEM_OP: Final = 16
+    MULTICALL: Final = 17
+    UPDATE_VA_MAPPING: Final = 19
+    LAST_HYPERCALL: Final = 20          # numbers above are not assigned: -ENOSYS
+    # mmu_update: low two bits of ptr
+    NORMAL: Final = 0
+    UNCHECKED: Final = 1
+    MACHPHYS: Final = 2
+    EXTENDED: Final = 3
+    # extended commands: low eight bits of val
+    PIN_L1: Final = 0
+    PIN_L2: Final = 1
+    PIN_L3: Final = 2
+    PIN_L4: Final = 3
+    UNPIN: Final = 4
+    NEW_BASEPTR: Final = 5
+    TLB_FLUSH: Final = 6
+    INVLPG: Final = 7
+    SET_LDT: Final = 8
+    # update_va_mapping flags
+    UVMF_FLUSH: Final = 1
+    UVMF_INVLPG: Final = 2
+    # dom_mem_op
+    INCREASE: Final = 0
+    DECREASE: Final = 1
+    SLACK: Final = 512                  # frames that an increase must leave in the pool
+    MAX_LDT: Final = 8192
+
+
+class Xen417:
+    """The interface of Xen 4.17 for 64-bit PV guests."""
+    MMU_UPDATE: Final = 1
+    MEMORY_OP: Final = 12
+    MULTICALL: Final = 13
+    UPDATE_VA_MAPPING: Final = 14
+    UPDATE_VA_MAPPING_OTHERDOMAIN: Final = 22
+    MMUEXT_OP: Final = 26
+    NR_HYPERCALLS: Final = 64
+    XEN_FIRST: Final = 256              # Xen's L4 slots
+    XEN_LAST: Final = 271
+    M2P_SLOT: Final = 256               # read-only machine-to-physical table
+    GUEST_LOW_END: Final = 1 << 47      # a guest pointer is below this,
+    GUEST_HIGH_START: Final = 0xFFFF880000000000    # or at least this
+    BASE: Final = 0xFFFFFFFF80000000    # where a domain's memory is mapped at boot
+    # mmu_update: low three bits of ptr
+    NORMAL: Final = 0
+    MACHPHYS: Final = 1
+    PRESERVE_AD: Final = 2
+    NO_TRANSLATE: Final = 3
+    # mmuext_op
+    PIN_L1: Final = 0
+    PIN_L4: Final = 3
+    UNPIN: Final = 4
+    NEW_BASEPTR: Final = 5
+    TLB_FLUSH_LOCAL: Final = 6
+    INVLPG_LOCAL: Final = 7
+    TLB_FLUSH_MULTI: Final = 8
+    INVLPG_MULTI: Final = 9
+    TLB_FLUSH_ALL: Final = 10
+    INVLPG_ALL: Final = 11
+    FLUSH_CACHE: Final = 12
+    SET_LDT: Final = 13
+    NEW_USER_BASEPTR: Final = 15
+    CLEAR_PAGE: Final = 16
+    COPY_PAGE: Final = 17
+    FLUSH_CACHE_GLOBAL: Final = 18
+    MARK_SUPER: Final = 19
+    UNMARK_SUPER: Final = 20
+    # update_va_mapping flags
+    UVMF_TLB_FLUSH: Final = 1
+    UVMF_INVLPG: Final = 2
+    UVMF_FLUSHTYPE: Final = 3
+    UVMF_ALL: Final = 4
+    # memory_op
+    INCREASE: Final = 0
+    DECREASE: Final = 1
+    MAXIMUM_RAM_PAGE: Final = 2
+    CURRENT_RESERVATION: Final = 3
+    MAXIMUM_RESERVATION: Final = 4
+    POPULATE: Final = 6
+    ADD_TO_PHYSMAP: Final = 7
+    EXCHANGE: Final = 11
+    MAXIMUM_GPFN: Final = 14
+    REMOVE_FROM_PHYSMAP: Final = 15
+    MAX_ORDER_DOMU: Final = 9
+    MAX_ORDER_CONTROL: Final = 18
+    MAX_LDT: Final = 8192

@@ -1,0 +1,282 @@
+"""What is true of every state, at every key: the invariants that each transition keeps, and the exact counts."""
+from collections.abc import Callable
+from typing import Final
+
+from spec.abi import DOMID_XEN, L1, NOBODY, RW, US, WRITABLE, P
+from spec.frames import LINEAR, PLAIN, TYPED, is_table, may_use, mfn_of, refers_by
+from spec.kernel import CPU, DomId, Index, Mfn, State, Tag, counting, invariant, predicate
+from spec.tables import is_writable_self_map, is_xen_slot, legal_bits, xen_entry
+from spec.x86.paging import THROUGH_XEN
+from spec.x86.tlb import is_live, is_walking
+
+# --- vocabulary --------------------------------------------------------------------------------------------------------------
+
+@predicate
+def waits(s: State, f: Mfn) -> bool:
+    """The frame can change neither type nor owner before the next flush."""
+    return s.stamp[f] == s.clock[CPU]
+
+
+@predicate
+def within(s: State, d: DomId, f: Mfn) -> bool:
+    """The domain may use the frame, or might until it was freed, and it waits in the pool for a flush."""
+    if may_use(s, d, f):
+        return True
+    return (s.owner[f] == NOBODY and waits(s, f)
+            and (s.last_owner[f] == d or s.privileged[d] or s.lent[d, f] == s.term[f]))
+
+
+@predicate
+def walkable(s: State, f: Mfn) -> bool:
+    """The table is validated, or was since the last flush: a walk may still be in it."""
+    return is_table(s, s.type[f]) and (s.validated[f] or s.gone[f] == s.clock[CPU] + 1)
+
+
+@predicate
+def lower_type(s: State, g: Mfn, e: int) -> bool:
+    """The frame named by entry e of upper table g is of the next lower level, or of g's own and named read-only."""
+    t, u = s.type[g], s.type[mfn_of(s, e)]
+    return u == t - 1 or (s.profile.linear_tables and u == t and e & RW == 0)
+
+
+# --- pointwise ---------------------------------------------------------------------------------------------------------------
+
+@invariant("FRAME-1", keys=("frame",), source="xen-2003.md §3.1, §3.4; xen-4.17.md §3.2")
+def frame_is_consistent(s: State, f: Mfn) -> bool:
+    """A frame's type, counts and marks agree: only a fully checked table is validated, only a validated one is pinned, and an
+    unvalidated one is in its validation or draining."""
+    t = s.type[f]
+    if s.profile.root < t < WRITABLE or t > WRITABLE:
+        return False
+    if s.type_count[f] < 0 or s.held[f] < 0 or s.held_type[f] < 0 or s.xen_held[f] < 0:
+        return False
+    if not is_table(s, t):
+        return s.upto[f] == 0 and not s.validated[f] and not s.pinned[f] and (t == WRITABLE or s.type_count[f] == 0)
+    if s.pinned[f] and not s.validated[f]:
+        return False
+    if s.validated[f]:
+        return s.upto[f] == s.profile.entries and s.type_count[f] > 0
+    if s.upto[f] > s.profile.entries:
+        return False
+    # in validation, by its only reference, in flight; or draining
+    return s.type_count[f] == 0 or (s.type_count[f] == 1 and s.held_type[f] == 1)
+
+
+@invariant("FRAME-2", keys=("frame",), source="xen-2003.md §3.1; xen-4.17.md §3")
+def free_frame_is_unused(s: State, f: Mfn) -> bool:
+    """A frame of no domain has no reference, and refers to nothing."""
+    if s.owner[f] == NOBODY or s.owner[f] == DOMID_XEN:
+        return s.ref_count[f] == 0 and s.upto[f] == 0 and not s.alloc[f]
+    return s.term[f] > 0
+
+
+@invariant("SLOT-1", keys=("frame", "index"), source="SOSP'03 §3.3.3; xen-2003.md §3.3; xen-4.17.md §3.3-3.5")
+def checked_entry_is_legal(s: State, g: Mfn, i: Index) -> bool:
+    """A checked entry has no forbidden bit and refers to a frame that the table's owner may use: a writable one if the entry is a
+    writable mapping, a validated table of the next level if it is an upper entry."""
+    t = s.type[g]
+    if i >= s.upto[g]:
+        return True
+    e = s.word[g, i]
+    if is_xen_slot(s, t, i):
+        return e == xen_entry(s, g, i)
+    if e & P == 0:
+        return True
+    if not legal_bits(s, t, e) or is_writable_self_map(s, g, t, e):
+        return False
+    f = mfn_of(s, e)
+    if t != L1 and f == g:
+        return True
+    if not may_use(s, s.owner[g], f):
+        return False
+    if t == L1:
+        return e & RW == 0 or (s.type[f] == WRITABLE and s.type_count[f] > 0)
+    return s.validated[f] and lower_type(s, g, e)
+
+
+@invariant("SLOT-2", keys=("frame", "index"), source="SDM 3A §4.10.4")
+def left_entry_is_harmless(s: State, g: Mfn, i: Index) -> bool:
+    """Until the flush, the entries of a table that a walk may still be in name frames that the table's owner could use."""
+    d = s.owner[g] if s.owner[g] != NOBODY else s.last_owner[g]
+    if not walkable(s, g) or i >= s.profile.entries:
+        return True
+    t, e = s.type[g], s.word[g, i]
+    if is_xen_slot(s, t, i):
+        return e == xen_entry(s, g, i)
+    if e & P == 0:
+        return True
+    if not legal_bits(s, t, e) or is_writable_self_map(s, g, t, e):
+        return False
+    f = mfn_of(s, e)
+    if t != L1 and f == g:
+        return True
+    if not within(s, d, f):
+        return False
+    if t == L1:
+        return e & RW == 0 or (s.type[f] == WRITABLE and (s.type_count[f] > 0 or waits(s, f)))
+    return walkable(s, f) and lower_type(s, g, e)
+
+
+@invariant("XEN-1", keys=("index",), source="xen-2003.md §1; xen-4.17.md §2")
+def xen_slot_is_closed(s: State, i: Index) -> bool:
+    """What Xen keeps in its slots gives a guest no writable way in: segment limits keep it out, or the entry's own bits do."""
+    e = s.xen_word[i]
+    if i < s.profile.xen_first or i > s.profile.xen_last or e & P == 0:
+        return True
+    if s.profile.guest_end != 0 and (i << 22) >= s.profile.guest_end:
+        return True
+    return e & RW == 0 or (s.profile.guest_end == 0 and e & US == 0)
+
+
+@invariant("BASE-10", keys=("dom",), source="SOSP'03 §3.3.3; xen-2003.md §4.4")
+def base_is_a_checked_root(s: State, d: DomId) -> bool:
+    """A base register holds a validated root table that the domain may use."""
+    if s.has_base[d]:
+        f = s.base[d]
+        if not (may_use(s, d, f) and s.type[f] == s.profile.root and s.validated[f]):
+            return False
+    if s.has_user[d]:
+        f = s.user_base[d]
+        if not (s.profile.user_root and may_use(s, d, f) and s.type[f] == s.profile.root and s.validated[f]):
+            return False
+    return not (d == NOBODY or d == DOMID_XEN) or not (s.has_base[d] or s.has_user[d])
+
+
+@invariant("POOL-10", keys=("dom",), source="xen-2003.md §11")
+def reservation_is_within_its_limit(s: State, d: DomId) -> bool:
+    """A domain never has more frames than its limit."""
+    return 0 <= s.pages[d] <= s.limit[d]
+
+
+@invariant("CLOCK-1", keys=("cpu",), source="SDM 3A §4.10.4.1")
+def clock_runs_forward(s: State, c: int) -> bool:
+    """A whole flush is also one that spares global entries."""
+    return 0 <= s.clock[c] <= s.cr3_clock[c]
+
+
+@invariant("GONE-1", keys=("frame",), source="SDM 3A §4.10.4")
+def mark_is_lost_with_the_references(s: State, f: Mfn) -> bool:
+    """A table that was validated since the last flush has lost its references since then, too."""
+    if s.gone[f] > s.clock[CPU] + 1 or s.stamp[f] > s.clock[CPU]:
+        return False
+    return s.gone[f] != s.clock[CPU] + 1 or s.validated[f] or s.stamp[f] == s.clock[CPU]
+
+
+@invariant("TLB-10", keys=("dom", "tag"), source="SOSP'03 §3.3.3; xen-4.17.md §3.2")
+def translation_is_harmless(s: State, d: DomId, tag: Tag) -> bool:
+    """A cached translation, stale or not, is to a frame that the domain may use or that waits for a flush; a writable one to a
+    frame that is writable, or waits for a flush before it becomes anything else; through Xen's slots none is writable."""
+    if s.tlb_clock[d, tag] > s.clock[CPU] or s.tlb_cr3[d, tag] > s.cr3_clock[CPU]:
+        return False
+    if not is_live(s, d, tag):
+        return True
+    e = s.tlb[d, tag]
+    f = mfn_of(s, e)
+    if e & THROUGH_XEN != 0:
+        return e & RW == 0
+    if not within(s, d, f):
+        return False
+    return e & RW == 0 or (s.type[f] == WRITABLE and (s.type_count[f] > 0 or waits(s, f)))
+
+
+@invariant("TLB-11", keys=("dom", "tag"), source="SDM 3A §4.10.3")
+def walk_is_in_a_checked_table(s: State, d: DomId, tag: Tag) -> bool:
+    """A walk on its way is in a table that is validated or was since the last flush, at its level or, read-only, a lower one."""
+    if s.walk_clock[d, tag] > s.clock[CPU]:
+        return False
+    if not is_walking(s, d, tag):
+        return True
+    way, number = s.walk[d, tag], s.walk_level[d, tag]
+    if not 1 <= number <= s.profile.root:
+        return False
+    if way & THROUGH_XEN != 0:
+        return way & RW == 0
+    f = mfn_of(s, way)
+    return within(s, d, f) and walkable(s, f) and number <= s.type[f] and (number == s.type[f] or way & RW == 0)
+
+
+# --- exact counting ----------------------------------------------------------------------------------------------------------
+# Ghost sums over all keys of a yes-or-no contribution to frame f (or domain d).
+
+@predicate
+def is_counted(s: State, g: Mfn, i: Index) -> bool:
+    """The entry was checked and is not Xen's: it holds what it refers by."""
+    return i < s.upto[g] and not is_xen_slot(s, s.type[g], i)
+
+
+def typed_slot(s: State, f: Mfn, g: Mfn, i: Index) -> bool:
+    """Entry i of g holds a typed reference to f."""
+    e = s.word[g, i]
+    return mfn_of(s, e) == f and is_counted(s, g, i) and refers_by(s, g, s.type[g], e) in (TYPED, LINEAR)
+
+
+def plain_slot(s: State, f: Mfn, g: Mfn, i: Index) -> bool:
+    """Entry i of g holds a plain reference to f."""
+    e = s.word[g, i]
+    return mfn_of(s, e) == f and is_counted(s, g, i) and refers_by(s, g, s.type[g], e) == PLAIN
+
+
+def linear_from(s: State, f: Mfn, g: Mfn, i: Index) -> bool:
+    """Entry i of f itself uses another table of its level."""
+    return f == g and is_counted(s, g, i) and refers_by(s, g, s.type[g], s.word[g, i]) == LINEAR
+
+
+def linear_to(s: State, f: Mfn, g: Mfn, i: Index) -> bool:
+    """Entry i of g uses f, a table of its own level."""
+    e = s.word[g, i]
+    return mfn_of(s, e) == f and is_counted(s, g, i) and refers_by(s, g, s.type[g], e) == LINEAR
+
+
+def base_of(s: State, f: Mfn, d: DomId) -> bool:
+    """f is the base of d."""
+    return s.has_base[d] and s.base[d] == f
+
+
+def user_base_of(s: State, f: Mfn, d: DomId) -> bool:
+    """f is the user base of d."""
+    return s.has_user[d] and s.user_base[d] == f
+
+
+def page_of(s: State, d: DomId, f: Mfn) -> bool:
+    """f is d's."""
+    return s.owner[f] == d
+
+
+@counting("COUNT-1", keys=("frame",), source="xen-2003.md §3.1; xen-4.17.md §3.2")
+def typed_references_are_counted(s: State, f: Mfn, n: dict[str, int]) -> bool:
+    """The type count is exactly the typed references: of checked entries, bases, the pin, Xen's own, and those in flight."""
+    return s.type_count[f] == (n["typed_slot"] + n["base_of"] + n["user_base_of"]
+                               + (1 if s.pinned[f] else 0) + s.xen_held[f] + s.held_type[f])
+
+
+@counting("COUNT-2", keys=("frame",), source="xen-2003.md §3.1; xen-4.17.md §3.1")
+def references_are_counted(s: State, f: Mfn, n: dict[str, int]) -> bool:
+    """The reference count is exactly the typed references, the read-only mappings, those in flight, and the owner's own."""
+    return s.ref_count[f] == s.type_count[f] + n["plain_slot"] + s.held[f] + (1 if s.alloc[f] else 0)
+
+
+@counting("COUNT-3", keys=("frame",), source="xen-4.17.md §3, §3.5 linear rule")
+def linear_uses_exclude_each_other(s: State, f: Mfn, n: dict[str, int]) -> bool:
+    """A table that uses others of its level is not used so itself: chains of linear tables do not exist."""
+    return (s.linear[f] == n["linear_from"] - n["linear_to"]
+            and (n["linear_from"] == 0 or n["linear_to"] == 0))
+
+
+@counting("COUNT-4", keys=("dom",), source="xen-2003.md §11; xen-4.17.md §10")
+def frames_are_counted(s: State, d: DomId, n: dict[str, int]) -> bool:
+    """The pages of a domain are the frames that it owns."""
+    return s.pages[d] == n["page_of"] or d == NOBODY or d == DOMID_XEN
+
+
+@invariant("TOKEN-1", keys=("frame",), source="proofs.md: tokens")
+def nothing_is_in_flight(s: State, f: Mfn) -> bool:
+    """At rest, between two hypercall entries, no reference is in flight."""
+    return s.held[f] == 0 and s.held_type[f] == 0
+
+
+# contribution -> (kind of what it counts for, kinds of the keys it is summed over)
+SUMS: Final[dict[Callable[..., bool], tuple[str, tuple[str, ...]]]] = {
+        typed_slot: ("frame", ("frame", "index")), plain_slot: ("frame", ("frame", "index")),
+        linear_from: ("frame", ("frame", "index")), linear_to: ("frame", ("frame", "index")),
+        base_of: ("frame", ("dom",)), user_base_of: ("frame", ("dom",)), page_of: ("dom", ("frame",))}
+AT_REST = ("TOKEN-1",)                      # true between entries, not after every transition

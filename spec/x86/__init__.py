@@ -1,0 +1,1 @@
+"""The processor's half: address translation and the TLB."""

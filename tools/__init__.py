@@ -1,0 +1,1 @@
+"""Tools for working on xenspec; no part of the installed package."""
