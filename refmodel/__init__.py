@@ -2,7 +2,10 @@
 from refmodel.audit import Violation, audit
 from refmodel.boot import SetupError, boot
 from refmodel.choices import Choices
+from refmodel.dump import StateError, dump_state, load_state
 from refmodel.guest import ModelError
 from refmodel.machine import Machine
+from refmodel.observation import Difference
 
-__all__ = ["Choices", "Machine", "ModelError", "SetupError", "Violation", "audit", "boot"]
+__all__ = ["Choices", "Difference", "Machine", "ModelError", "SetupError", "StateError", "Violation", "audit", "boot",
+           "dump_state", "load_state"]

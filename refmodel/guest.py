@@ -114,7 +114,7 @@ def store(s: State, choices: Choices, d: DomId, va: int, value: int, user: bool)
     shift = va % size
     first = translate(s, choices, d, va, user, True, False)
     if shift == 0:
-        _put(s, d, first, va, value)
+        guest_store(s, d, tag_of(Vpn(va >> 12), False), Index((va & 0xFFF) // size), value)
         return
     last = va + size - 1
     second = translate(s, choices, d, last - last % size, user, True, False) if last >> 12 != va >> 12 else first
@@ -124,22 +124,17 @@ def store(s: State, choices: Choices, d: DomId, va: int, value: int, user: bool)
 
 def store_words(s: State, choices: Choices, d: DomId, va: int, words: tuple[int, ...]) -> None:
     """A kernel's stores of consecutive aligned words that lie in one page: one translation serves them all."""
-    require_segment(s, va, s.profile.word_bytes)
-    e = translate(s, choices, d, va, False, True, False)
-    for n, value in enumerate(words):
-        at = va + n * s.profile.word_bytes
-        require_segment(s, at, s.profile.word_bytes)
-        _put(s, d, e, at, value)
-
-
-def _put(s: State, d: DomId, e: int, va: int, value: int) -> None:
+    size = s.profile.word_bytes
+    require_segment(s, va, size * len(words))
+    translate(s, choices, d, va, False, True, False)
     tag = tag_of(Vpn(va >> 12), False)
-    guest_store(s, d, tag, Index((va & 0xFFF) // s.profile.word_bytes), value)
+    for i, value in enumerate(words, (va & 0xFFF) // size):
+        guest_store(s, d, tag, Index(i), value)
 
 
 def _merge(s: State, d: DomId, e: int, va: int, value: int, mask: int) -> None:
-    old = s.word[mfn_of(s, e), Index((va & 0xFFF) // s.profile.word_bytes)]
-    _put(s, d, e, va, old & ~mask | value)
+    i = Index((va & 0xFFF) // s.profile.word_bytes)
+    guest_store(s, d, tag_of(Vpn(va >> 12), False), i, s.word[mfn_of(s, e), i] & ~mask | value)
 
 
 def fetch_byte(s: State, choices: Choices, window: Window, d: DomId, va: int, user: bool) -> int:

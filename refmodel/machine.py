@@ -4,11 +4,12 @@ from typing import Any, ClassVar
 
 from refmodel.choices import Choices
 from refmodel.guest import ModelError, fetch_byte, load, store, store_words
+from refmodel.observation import Difference, Mirror
 from refmodel.references import Error
 from refmodel.state import ConcreteState, as_state
 from spec.abi import NOBODY
 from spec.kernel import DomId, Mfn, Refused, Vpn
-from spec.vocabulary import RETF, Action, Execute, Hypercall, Load, Outcome, Setup, Store
+from spec.vocabulary import RETF, Action, Execute, Hypercall, Load, Observation, Outcome, Setup, Store
 from spec.x86.paging import Fault, require_segment, root_of, walk
 from spec.x86.tlb import flush, is_live, tag_of
 
@@ -19,7 +20,6 @@ class Machine:
     `s` is the state (read-only here: transitions write it), `refusals` the conjuncts that refused during the last step,
     `choices` the looseness met.
     """
-    hypercalls: ClassVar[dict[int, Callable[..., int]]] = {}
     other_wings: ClassVar[frozenset[int]] = frozenset()     # hypercalls that exist, but not in this specification yet
     window: ClassVar[int] = 0                               # where the machine-to-physical words are published
 
@@ -36,6 +36,7 @@ class Machine:
         self.handed_out: set[int] = set()
         self.hint: Outcome | None = None
         self.chose: list[int] = []
+        self.mirror = Mirror(state, self.domids, setup.xen_frames, self.pool_start)
 
     # --- the outside ---
 
@@ -106,6 +107,14 @@ class Machine:
         if 0 <= n < -(-self.setup.frames // per_page) * per_page:
             return self.s.m2p[Mfn(n)]
         return None
+
+    def observe(self) -> Observation:
+        """What a target in this state would show."""
+        return self.mirror.observe(self.mirror.extent(self.handed_out))
+
+    def compare(self, other: Observation, full: bool = True) -> list[Difference]:
+        """What another machine shows differently; without `full`, memory only in the frames that the model changed."""
+        return self.mirror.compare(other, self.mirror.extent(self.handed_out), self.choices, full)
 
     # --- the inside ---
 

@@ -11,21 +11,18 @@ _store: Final = dict.__setitem__
 
 class UndoMap(dict[Any, Any]):
     """A dict that logs what it overwrites."""
-    __slots__ = ("log", "name", "zero")
+    __slots__ = ("name", "note", "zero")
 
     def __init__(self, name: str, zero: Any, log: list[tuple["UndoMap", Any, Any]]) -> None:
         super().__init__()
-        self.name, self.zero, self.log = name, zero, log
+        self.name, self.zero = name, zero
+        self.note = log.append              # bound once: a store is the commonest thing that the model does
 
     def __missing__(self, key: Any) -> Any:
         return self.zero
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self.log.append((self, key, self[key]))
-        _store(self, key, value)
-
-    def put_back(self, key: Any, value: Any) -> None:
-        """Undo one store."""
+        self.note((self, key, self[key]))
         _store(self, key, value)
 
 
@@ -38,17 +35,14 @@ class WordMap(UndoMap):
         self.rows: dict[int, dict[int, int]] = {}
 
     def __setitem__(self, key: tuple[int, int], value: int) -> None:
-        self.log.append((self, key, self[key]))
+        self.note((self, key, self[key]))
         _store(self, key, value)
         f, i = key
-        try:
-            self.rows[f][i] = value
-        except KeyError:
+        row = self.rows.get(f)
+        if row is None:
             self.rows[f] = {i: value}
-
-    def put_back(self, key: tuple[int, int], value: int) -> None:
-        _store(self, key, value)
-        self.rows[key[0]][key[1]] = value
+        else:
+            row[i] = value
 
 
 class ConcreteState:
@@ -58,15 +52,15 @@ class ConcreteState:
         self.profile, self.frames = profile, frames
         self.log: list[tuple[UndoMap, Any, Any]] = []
         neutral = {"bool": False, "dom": NOBODY, "pfn": profile.all_ones}
+        self.words = WordMap("word", self.log)
         self.maps: dict[str, UndoMap] = {}
         for name, (_, kind) in SCHEMA.items():
-            m = WordMap(name, self.log) if name == "word" else UndoMap(name, neutral.get(kind, 0), self.log)
-            self.maps[name] = m
-            setattr(self, name, m)
+            self.maps[name] = self.words if name == "word" else UndoMap(name, neutral.get(kind, 0), self.log)
+            setattr(self, name, self.maps[name])
 
     def row(self, f: int) -> dict[int, int]:
         """The words of a frame that were ever set, by index."""
-        return cast(WordMap, self.maps["word"]).rows.get(f, {})
+        return self.words.rows.get(f, {})
 
     def absent(self, f: int, first: int, end: int) -> bool:
         """No entry of f in [first, end) is present."""
@@ -87,10 +81,12 @@ class ConcreteState:
 
     def rollback(self, mark: int) -> None:
         """Undo every store since the mark."""
-        log = self.log
-        while len(log) > mark:
-            m, key, old = log.pop()
-            m.put_back(key, old)
+        words = self.words
+        for m, key, old in reversed(self.log[mark:]):
+            _store(m, key, old)
+            if m is words:
+                words.rows[key[0]][key[1]] = old
+        del self.log[mark:]
 
     def changed(self, names: Iterable[str], since: int = 0) -> dict[str, set[Any]]:
         """The keys of these maps that were stored to since the mark."""

@@ -78,10 +78,10 @@ class Machine2003(Machine):
         pde = s.word[s.base[d], Index(va >> 22)]
         if pde & P == 0:
             return None
-        pte = s.word[mfn_of(s, pde), Index(va >> 12 & 1023)]
+        pte = s.word[Mfn(pde >> 12), Index(va >> 12 & 1023)]
         if pte & P == 0 or (write and pde & pte & RW == 0):
             return None
-        return mfn_of(s, pte)
+        return Mfn(pte >> 12)
 
     @check("COPY-2", source="xen-2003.md §1 user-copy window (W-15)")
     def copy_out(self, d: DomId, va: int, value: int) -> None:
@@ -102,7 +102,7 @@ class Machine2003(Machine):
 
     @check("MMU-1", source="xen-2003.md §4.1, 1.2 (W-14, W-20)")
     def mmu_update(self, d: DomId, ptr: int, count: int) -> int:
-        """A batch commits entry by entry: the first that fails stops it (unreadable: -EFAULT, else -EINVAL); earlier ones stay"""
+        """A batch commits entry by entry: the first that fails (unreadable: -EFAULT, else -EINVAL) stops it."""
         if count >= 1 << 31:
             return 0                        # a negative count
         try:

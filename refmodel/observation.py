@@ -1,0 +1,165 @@
+"""What can be seen of the model, as arrays, and how it compares with what was seen of another machine."""
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from refmodel.choices import Choices
+from refmodel.state import ConcreteState
+from spec.abi import NOBODY, TYPE_NAMES, A
+from spec.vocabulary import FREE_FRAME, Observation, pack_frame, unpack_frame
+
+FRAME_MAPS = ("owner", "type", "type_count", "ref_count", "alloc", "pinned")
+MARGIN = 1024                               # frames beyond the domains that the arrays hold from the start
+Words = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing that the two machines show differently; `rule` is the one that says what it should be."""
+    what: str
+    where: str
+    model: int
+    target: int
+    rule: str
+
+
+class Mirror:
+    """The model's visible state: arrays of its start, and what changed since, from the undo log."""
+
+    def __init__(self, state: ConcreteState, domids: Iterable[int], xen_frames: int, end: int) -> None:
+        self.state, self.xen_frames, self.end = state, xen_frames, end
+        self.domids = sorted(domids)
+        self.dtype = np.dtype("<u4" if state.profile.word_bytes == 4 else "<u8")
+        self.capacity = min(state.frames, end + MARGIN)
+        s = state.maps
+        self.frames = np.array([self.frame_word(f) for f in range(self.capacity)], dtype="<u8")
+        self.m2p = np.array([s["m2p"][f] for f in range(self.capacity)], dtype=self.dtype)
+        self.words = np.zeros((self.capacity - xen_frames, state.profile.entries), dtype=self.dtype)
+        for f in range(xen_frames, end):
+            for i, w in state.row(f).items():
+                self.words[f - xen_frames, i] = w
+
+    def frame_word(self, f: int) -> int:
+        """The packed word of a frame, as it is now."""
+        m = self.state.maps
+        owner = m["owner"][f]
+        if owner == NOBODY:
+            return FREE_FRAME
+        return pack_frame(owner, m["type"][f], m["type_count"][f], m["ref_count"][f] - m["alloc"][f], m["pinned"][f])
+
+    def grow(self, capacity: int) -> None:
+        """Make room for more frames; those beyond the start are free."""
+        more = capacity - self.capacity
+        if more > 0:
+            self.frames = np.concatenate([self.frames, np.full(more, FREE_FRAME, "<u8")])
+            self.m2p = np.concatenate([self.m2p, np.full(more, self.state.profile.all_ones, self.dtype)])
+            self.words = np.concatenate([self.words, np.zeros((more, self.state.profile.entries), self.dtype)])
+            self.capacity = capacity
+
+    # --- the present state ---
+
+    def present(self, extent: int) -> tuple[Words, Words, dict[int, dict[int, int]]]:
+        """Frame words and machine-to-physical words of [0, extent), and the changed words of memory by frame."""
+        self.grow(extent)
+        changed = self.state.changed((*FRAME_MAPS, "m2p", "word"))
+        frames, m2p = self.frames[:extent].copy(), self.m2p[:extent].copy()
+        for f in set().union(*(changed[name] for name in FRAME_MAPS)):
+            if f < extent:
+                frames[f] = self.frame_word(f)
+        for f in changed["m2p"]:
+            m2p[f] = self.state.maps["m2p"][f]
+        words: dict[int, dict[int, int]] = {}
+        word = self.state.maps["word"]
+        for f, i in changed["word"]:
+            if f >= self.xen_frames:
+                words.setdefault(f, {})[i] = word[f, i]
+        return frames, m2p, words
+
+    def extent(self, handed_out: Iterable[int]) -> int:
+        """The end of what was ever in use."""
+        return max(self.end, 1 + max(handed_out, default=0))
+
+    def base(self) -> dict[int, int]:
+        """The root table of every domain."""
+        return {d: self.state.maps["base"][d] for d in self.domids}
+
+    def observe(self, extent: int) -> Observation:
+        """The model as a target would show itself."""
+        frames, m2p, words = self.present(extent)
+        memory = self.words[:extent - self.xen_frames].copy()
+        for f, row in words.items():
+            for i, w in row.items():
+                memory[f - self.xen_frames, i] = w
+        return Observation(extent, frames.tobytes(), memory.tobytes(), m2p.tobytes(), self.base())
+
+    # --- comparison ---
+
+    def compare(self, other: Observation, extent: int, choices: Choices, full: bool) -> list[Difference]:
+        """Every difference, frames first; free frames' contents and bits that a processor may set early are forgiven."""
+        n = max(extent, other.extent)
+        frames, m2p, words = self.present(n)
+        out = [self.frame_difference(f, int(frames[f]), int(seen)) for f, seen in
+               unlike(frames, np.frombuffer(other.frames, "<u8"), FREE_FRAME)]
+        ones = self.state.profile.all_ones
+        out += [Difference("m2p", f"frame {f}", int(m2p[f]), int(seen), "M2P-1") for f, seen in
+                unlike(m2p, np.frombuffer(other.m2p, self.dtype), ones)]
+        out += self.memory_differences(words, other, choices, full)
+        out += [Difference("base", f"domain {d}", f, other.base.get(d, -1), "BASE-1")
+                for d, f in self.base().items() if other.base.get(d, -1) != f]
+        return out
+
+    def frame_difference(self, f: int, mine: int, seen: int) -> Difference:
+        """Which part of a frame's word differs."""
+        names, rules = ("owner", "type", "typed references", "references", "pinned"), (
+            "POOL-3", "TYPE-1", "COUNT-1", "COUNT-2", "PIN-1")
+        for name, rule, a, b in zip(names, rules, unpack_frame(mine), unpack_frame(seen), strict=True):
+            if a != b:
+                where = f"frame {f}" + (f" ({TYPE_NAMES[a]} / {TYPE_NAMES[b]})" if name == "type" else "")
+                return Difference(name, where, int(a), int(b), rule)
+        return Difference("frame", f"frame {f}", mine, seen, "FRAME-1")
+
+    def memory_differences(self, words: dict[int, dict[int, int]], other: Observation, choices: Choices,
+                           full: bool) -> list[Difference]:
+        """Words of memory that differ: all of it, or only the frames that the model changed."""
+        entries, low = self.state.profile.entries, self.xen_frames
+        seen = np.frombuffer(other.memory, self.dtype).reshape(-1, entries)
+        rows = len(seen) if full else 0
+        saved: list[tuple[int, int, Any]] = []
+        for f, row in words.items():
+            for i, w in row.items():
+                saved.append((f - low, i, self.words[f - low, i]))
+                self.words[f - low, i] = w
+        try:
+            if full:
+                mine = self.words[:rows]
+                bad = [] if np.array_equal(mine, seen) else [(int(r), int(i)) for r, i in np.argwhere(mine != seen)]
+            else:
+                bad = [(f - low, i) for f in words if f - low < len(seen)
+                       for i in np.flatnonzero(self.words[f - low] != seen[f - low]).tolist()]
+            return [d for r, i in bad if (d := self.word_difference(r, i, int(seen[r, i]), choices))]
+        finally:
+            for r, i, w in saved:
+                self.words[r, i] = w
+
+    def word_difference(self, r: int, i: int, seen: int, choices: Choices) -> Difference | None:
+        """A word that differs, unless the difference is forgiven."""
+        f, mine, m = r + self.xen_frames, int(self.words[r, i]), self.state.maps
+        if m["owner"][f] == NOBODY:
+            return None                     # nobody can see the contents of a free frame
+        if seen == mine | A and 0 < m["type"][f] <= self.state.profile.root:
+            choices.forgiven["accessed-early"] += 1
+            return None
+        table = m["type_count"][f] > 0 and 0 < m["type"][f] <= self.state.profile.root
+        return Difference("word", f"frame {f} word {i}", mine, seen, "WRITE-1" if table else "STORE-1")
+
+
+def unlike(mine: Words, seen: Words, rest: int) -> list[tuple[int, int]]:
+    """Indices where two arrays differ, with the second's value; beyond its end the second reads as `rest`."""
+    n = len(seen)
+    out = [] if np.array_equal(mine[:n], seen) else [(int(k), int(seen[k])) for k in np.flatnonzero(mine[:n] != seen)]
+    if n < len(mine):
+        out += [(n + int(k), rest) for k in np.flatnonzero(mine[n:] != rest)]
+    return out
