@@ -11,11 +11,13 @@ class Choices:
         self.taken: list[tuple[str, int, int]] = []     # name, number of options, option taken
         self.counts: Counter[str] = Counter()           # how often each looseness was met
         self.forgiven: Counter[str] = Counter()         # how often a comparison forgave a difference, by name
+        self.filled: dict[tuple[int, int], bool] = {}   # habit: translations likely to be cached still -> filled by a store
 
     def begin(self, forced: Sequence[int] = ()) -> None:
         """Start a run in which the first choices are given."""
         self.forced = tuple(forced)
         self.taken.clear()
+        self.filled.clear()
 
     def choose(self, name: str, options: int) -> int:
         """The option for this point; the caller has put the likely one first."""
@@ -26,3 +28,22 @@ class Choices:
         self.taken.append((name, options, option))
         self.counts[name] += 1
         return option
+
+    # --- habits: no rule depends on them; they only put the likely option first, and so spare a search
+
+    def fills(self, d: int, tag: int, write: bool) -> None:
+        """A translation was just cached."""
+        self.filled[d, tag] = write
+
+    def drops(self, d: int, tag: int) -> None:
+        """A page fault usually drops the page's translation."""
+        self.filled.pop((d, tag), None)
+
+    def drops_all(self) -> None:
+        """A flush that was undone with its refused entry has usually happened all the same."""
+        self.filled.clear()
+
+    def likely_cached(self, d: int, tag: int, write: bool) -> bool:
+        """A processor usually uses what it cached; but to store, only what a store made it cache."""
+        by_store = self.filled.get((d, tag))
+        return by_store is not None and (by_store or not write)

@@ -8,7 +8,7 @@ from refmodel.choices import Choices
 from refmodel.references import Error
 from spec.abi import DOMID_XEN, PF, PF_PROT, A, D
 from spec.frames import mfn_of
-from spec.kernel import FAILED, HELD, DomId, Index, Mfn, State, Vpn
+from spec.kernel import FAILED, HELD, DomId, Index, Mfn, State, Tag, Vpn
 from spec.x86.paging import Fault, allows, fault_code, require_segment, root_of, walk
 from spec.x86.tlb import guest_store, is_live, tag_of, tlb_fill
 
@@ -37,36 +37,41 @@ class Window(Protocol):
 
 def translate(s: State, choices: Choices, d: DomId, va: int, user: bool, write: bool, fetch: bool) -> int:
     """The translation that the processor uses for `va`; raises `Fault`.  Fills the TLB."""
-    as_user = user or not s.profile.ring1_kernel
     tag = tag_of(Vpn(va >> 12), fetch)
     cached = s.tlb[d, tag]
-    if not (cached and is_live(s, d, tag)):
-        tlb_fill(s, d, va, user, write, fetch)
-        return s.tlb[d, tag]
-    usable = allows(cached, as_user, write, fetch) and (not write or cached & D != 0)
     try:
-        found, used = walk(s, root_of(s, d, user), va, as_user, write, fetch)
-    except Fault as fault:
-        return _stale_or_fault(s, choices, cached, usable, fault, va, as_user, write, fetch)
-    if usable and (found ^ cached) & ~D == 0 and _is_marked(s, used, write):
-        return cached                       # both ways are the same
-    if usable and choices.choose("stale-translation", 2) == 0:
-        return cached
-    if not allows(cached, as_user, write, fetch) and choices.choose("spurious-fault", 2) == 1:
-        raise Fault(PF, fault_code(s.profile.geometry, PF_PROT, as_user, write, fetch), va)
-    tlb_fill(s, d, va, user, write, fetch)
+        if cached and is_live(s, d, tag):
+            e = _from_cache(s, choices, d, tag, cached, va, user, write, fetch)
+            if e:
+                return e
+        tlb_fill(s, d, va, user, write, fetch)
+    except Fault:
+        choices.drops(d, tag)
+        raise
+    choices.fills(d, tag, write)
     return s.tlb[d, tag]
 
 
-def _stale_or_fault(s: State, choices: Choices, cached: int, usable: bool, fault: Fault, va: int, user: bool, write: bool,
-                    fetch: bool) -> int:
-    """The present tables refuse: a cached translation may still serve, or refuse with its own, stale rights."""
+def _from_cache(s: State, choices: Choices, d: DomId, tag: Tag, cached: int, va: int, user: bool, write: bool,
+                fetch: bool) -> int:
+    """What a cached translation gives: itself, a fault by its own rights, or 0: the processor walks."""
+    user_walk = user or not s.profile.ring1_kernel
+    permits = allows(cached, user_walk, write, fetch)
+    usable = permits and (not write or cached & D != 0)     # to set the dirty bit the processor walks
+    try:
+        found, used = walk(s, root_of(s, d, user), va, user_walk, write, fetch)
+        absent = False
+    except Fault as fault:
+        found, used, absent = 0, (), fault.error & PF_PROT == 0
     if usable:
-        if choices.choose("stale-translation", 2) == 0:
+        if found and (found ^ cached) & ~D == 0 and _is_marked(s, used, write):
+            return cached                   # both ways are the same
+        likely = choices.likely_cached(d, tag, write)
+        if (choices.choose("stale-translation", 2) == 0) == likely:
             return cached
-    elif not allows(cached, user, write, fetch) and fault.error & PF_PROT == 0 and choices.choose("stale-fault", 2) == 1:
-        raise Fault(PF, fault_code(s.profile.geometry, PF_PROT, user, write, fetch), va)
-    raise fault
+    elif not permits and (found or absent) and choices.choose("stale-fault", 2) == 1:
+        raise Fault(PF, fault_code(s.profile.geometry, PF_PROT, user_walk, write, fetch), va)
+    return 0
 
 
 def _is_marked(s: State, used: tuple[tuple[Mfn, Index], ...], write: bool) -> bool:

@@ -8,7 +8,7 @@ from refmodel.observation import Difference, Mirror
 from refmodel.references import Error
 from refmodel.state import ConcreteState, as_state
 from spec.abi import NOBODY
-from spec.kernel import DomId, Mfn, Refused, Vpn
+from spec.kernel import CPU, DomId, Mfn, Refused, Vpn
 from spec.vocabulary import RETF, Action, Execute, Hypercall, Load, Observation, Outcome, Setup, Store
 from spec.x86.paging import Fault, require_segment, root_of, walk
 from spec.x86.tlb import flush, is_live, tag_of
@@ -128,7 +128,10 @@ class Machine:
         try:
             return step(*args)
         except (Refused, Error) as refusal:
+            clock = self.s.clock[CPU]
             self.concrete.rollback(mark)
+            if clock != self.s.clock[CPU]:
+                self.choices.drops_all()
             self.note(refusal)
             raise
 
