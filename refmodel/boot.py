@@ -17,6 +17,9 @@ from spec.tables import write_data
 from spec.vocabulary import RETF, DomainSetup, Setup
 
 
+MOST_FRAMES = 1 << 24                       # 64 GB: what a model can hold
+
+
 class SetupError(ValueError):
     """A setup that describes no machine: `field` says where."""
 
@@ -51,7 +54,7 @@ def check_setup(setup: Setup) -> None:
     end, seen = setup.xen_frames, set[int]()
     if not any(d.domid == 0 for d in setup.domains):
         raise SetupError("domains", "there is no domain 0")
-    for n, d in enumerate(sorted(setup.domains, key=lambda d: d.first)):
+    for n, d in sorted(enumerate(setup.domains), key=lambda each: each[1].first):
         if d.domid in seen:
             raise SetupError(f"domains[{n}].domid", f"domain {d.domid} is there twice")
         if not 0 <= d.domid < 0x7FF0:
@@ -60,12 +63,13 @@ def check_setup(setup: Setup) -> None:
             raise SetupError(f"domains[{n}].first", f"frame {d.first} is taken")
         if d.pages < table_pages(profile, d.pages) + 4:
             raise SetupError(f"domains[{n}].pages", f"{d.pages} pages do not hold a domain")
-        if not 4 <= d.pages <= 1000 * profile.entries:
+        if d.pages >= room(profile) * profile.entries:
             raise SetupError(f"domains[{n}].pages", f"{d.pages} pages are too many")
         seen.add(d.domid)
         end = d.first + d.pages + 1
-    if not end <= setup.frames <= profile.mfn_mask:
-        raise SetupError("frames", f"{setup.frames} frames end before the last domain, at {end}, or the architecture's limit")
+    most = min(profile.mfn_mask + 1, MOST_FRAMES)
+    if not end <= setup.frames <= most:
+        raise SetupError("frames", f"{setup.frames} is not between {end}, where the last domain ends, and {most}")
 
 
 # --- Xen's own slots ---------------------------------------------------------------------------------------------------------
@@ -85,10 +89,18 @@ def publish(s: State, setup: Setup) -> None:
         table = Mfn(table + 1)
     rights = A | P if p.guest_end else A | P | US
     for n in range(-(-setup.frames // p.entries)):
-        s.word[table, Index(n)] = table << 12 | rights
+        leaf = table + n // p.entries
+        if n // p.entries and n % p.entries == 0:   # 4.17, more than 2 MB of words: another L1 table
+            s.word[Mfn(table - 1), Index(n // p.entries)] = leaf << 12 | P | US | A
+        s.word[Mfn(leaf), Index(n % p.entries)] = leaf << 12 | rights
 
 
 # --- a domain ----------------------------------------------------------------------------------------------------------------
+
+def room(p: Profile) -> int:
+    """How many L1 tables fit above a domain's base: below Xen's slots, or in one L2 table."""
+    return p.xen_first - (Xen2003.BASE >> 22) if p.guest_end else p.entries
+
 
 def table_pages(p: Profile, pages: int) -> int:
     """How many page tables map `pages` pages and shared_info."""

@@ -110,9 +110,11 @@ class Xen417:
     UPDATE_VA_MAPPING_OTHERDOMAIN: Final = 22
     MMUEXT_OP: Final = 26
     NR_HYPERCALLS: Final = 64
+    OTHER_CALLS: Final = frozenset({*range(43), *range(48, 56)}) - {1, 11, 12, 13, 14, 22, 26, 38}  # of other wings
     XEN_FIRST: Final = 256              # Xen's L4 slots
     XEN_LAST: Final = 271
     M2P_SLOT: Final = 256               # read-only machine-to-physical table
+    WINDOW: Final = 0xFFFF800000000000  # where it begins
     GUEST_LOW_END: Final = 1 << 47      # a guest pointer is below this,
     GUEST_HIGH_START: Final = 0xFFFF880000000000    # or at least this
     BASE: Final = 0xFFFFFFFF80000000    # where a domain's memory is mapped at boot
@@ -121,6 +123,7 @@ class Xen417:
     MACHPHYS: Final = 1
     PRESERVE_AD: Final = 2
     NO_TRANSLATE: Final = 3
+    CONTINUED: Final = 1 << 31          # of a count: Xen's own mark of a call that it takes up again
     # mmuext_op
     PIN_L1: Final = 0
     PIN_L4: Final = 3
@@ -134,6 +137,7 @@ class Xen417:
     INVLPG_ALL: Final = 11
     FLUSH_CACHE: Final = 12
     SET_LDT: Final = 13
+    UNASSIGNED: Final = 14              # no operation has this number
     NEW_USER_BASEPTR: Final = 15
     CLEAR_PAGE: Final = 16
     COPY_PAGE: Final = 17
@@ -156,6 +160,9 @@ class Xen417:
     EXCHANGE: Final = 11
     MAXIMUM_GPFN: Final = 14
     REMOVE_FROM_PHYSMAP: Final = 15
+    EXTENT_SHIFT: Final = 6             # of the first extent in memory_op's command
+    FOREIGN_SPACE: Final = 4            # of add_to_physmap: XENMAPSPACE_gmfn_foreign
+    MAX_PFN_OFFSET: Final = 3088        # of arch.max_pfn in shared_info
     MAX_ORDER_DOMU: Final = 9
     MAX_ORDER_CONTROL: Final = 18
     MAX_LDT: Final = 8192

@@ -58,6 +58,8 @@ class Profile:
     ring1_kernel: bool                      # the guest kernel is a supervisor for the walk
     linear_tables: bool                     # a table may use another of its level, not only itself
     user_root: bool                         # user mode has a root table of its own
+    adjusts: bool                           # Xen sets bits of the entries that it stores for a guest
+    forgets_freed: bool                     # a freed frame loses its machine-to-physical word
 
     @property
     def all_ones(self) -> int:
@@ -69,7 +71,7 @@ XEN_2003: Final = Profile(
     "xen-2003", X86_32, root=2, entries=1024, word_bits=32, word_bytes=4, mfn_mask=0xFFFFF,
     forbidden_l1=PSE | G, forbidden_upper=PSE | G, authority_l1=0xFFFFF003, authority_upper=0xFFFFF001,
     xen_first=Xen2003.XEN_SLOT, xen_last=1023, self_slot=Xen2003.LINEAR_SLOT, guest_end=Xen2003.GUEST_END,
-    ring1_kernel=True, linear_tables=False, user_root=False)
+    ring1_kernel=True, linear_tables=False, user_root=False, adjusts=False, forgets_freed=False)
 
 _SOFT = NX | AVAIL_HIGH | AVAIL | G | D | A | US        # 4.17: the whitelist of the fast path
 XEN_4_17: Final = Profile(
@@ -77,6 +79,6 @@ XEN_4_17: Final = Profile(
     forbidden_l1=PSE | PWT | PCD, forbidden_upper=PSE | G | PWT | PCD,
     authority_l1=((1 << 64) - 1) ^ _SOFT, authority_upper=((1 << 64) - 1) ^ _SOFT,
     xen_first=Xen417.XEN_FIRST, xen_last=Xen417.XEN_LAST, self_slot=258, guest_end=0,
-    ring1_kernel=False, linear_tables=True, user_root=True)
+    ring1_kernel=False, linear_tables=True, user_root=True, adjusts=True, forgets_freed=True)
 
 PROFILES: Final = {p.name: p for p in (XEN_2003, XEN_4_17)}

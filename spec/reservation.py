@@ -24,6 +24,8 @@ def free_frame(s: State, d: DomId, f: Mfn) -> None:
     s.last_owner[f] = d
     s.stamp[f] = s.clock[CPU]
     s.pages[d] -= 1
+    if s.profile.forgets_freed:
+        s.m2p[f] = s.profile.all_ones
 
 
 @transition("POOL-3", source="xen-2003.md §11 increase (W-10, W-13); xen-4.17.md §10", keys=("dom", "frame"))

@@ -1,5 +1,5 @@
 """Page tables: which entries are legal, how a table is validated and drained, and how one entry is replaced."""
-from spec.abi import L1, RW, WRITABLE, P
+from spec.abi import GUEST_KERNEL, L1, RW, US, WRITABLE, A, G, P
 from spec.frames import LINEAR, NOTHING, PLAIN, is_idle, is_table, may_become, may_use, mfn_of, refers_by
 from spec.kernel import DomId, FrameType, Index, Mfn, State, guard, predicate, require, transition
 
@@ -30,6 +30,22 @@ def legal_bits(s: State, t: FrameType, e: int) -> bool:
     if t == L1:
         return e & s.profile.forbidden_l1 == 0
     return e & s.profile.forbidden_upper == 0
+
+
+@predicate
+def adjusted(s: State, t: FrameType, e: int) -> int:
+    """What Xen stores for a present entry: its guests' kernels run in ring 3, and only their applications' pages are global."""
+    if not s.profile.adjusts or e & P == 0:
+        return e
+    if t == s.profile.root:
+        return e | US | A
+    if t != L1:
+        return e | US
+    if e & US == 0:
+        return e | US | GUEST_KERNEL
+    if e & GUEST_KERNEL == 0:
+        return e | G
+    return e
 
 
 @predicate
@@ -136,6 +152,8 @@ def validate_entry(s: State, d: DomId, f: Mfn) -> None:
         need = refers_by(s, f, t, e)
         require_entry(s, f, t, e, need)
         token_to_slot(s, f, e, need)
+        if s.profile.adjusts:
+            s.word[f, i] = adjusted(s, t, e)        # judged as the guest wrote it, and then adjusted
     s.upto[f] = Index(i + 1)
 
 
@@ -196,13 +214,13 @@ def write_entry(s: State, d: DomId, g: Mfn, i: Index, new: int) -> None:
     if same_authority(s, t, old, new):
         require(legal_bits(s, t, new), "WRITE-1.6")     # no forbidden bit
         require(not_(is_writable_self_map(s, g, t, new)), "WRITE-1.7")  # a self-map stays read-only (W-3)
-        s.word[g, i] = new
+        s.word[g, i] = adjusted(s, t, new)
     else:
         need = refers_by(s, g, t, new)
         require_entry(s, g, t, new, need)
         token_to_slot(s, g, new, need)
         slot_to_token(s, g, old, refers_by(s, g, t, old))
-        s.word[g, i] = new
+        s.word[g, i] = adjusted(s, t, new)
 
 
 @predicate

@@ -1,0 +1,323 @@
+"""The JSON forms of setups, actions, outcomes and observations: a quick, strict decoder, and its inverse.
+
+The schema is the norm, but ten times as slow as this decoder, which refuses all that the schema refuses (a test holds the two
+together) and what no schema can say: what does not fit the profile's words, or the machine.  When it refuses, the schema is
+asked first what is wrong.
+"""
+import re
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from oracle.schema import Explained, ProgramError, short
+from refmodel.boot import SetupError
+from refmodel.boot import check_setup as bootable
+from spec.abi import PAGE_SIZE
+from spec.profile import PROFILES, Profile
+from spec.vocabulary import (
+    FREE_FRAME,
+    Action,
+    DomainSetup,
+    Execute,
+    Hypercall,
+    Load,
+    Observation,
+    Outcome,
+    Setup,
+    Store,
+    pack_frame,
+    unpack_frame,
+)
+
+MAX_ARGS: Final = {"xen-2003": 5, "xen-4.17": 6}        # registers that carry arguments
+
+
+# --- reading: the leaves -----------------------------------------------------------------------------------------------------
+
+_HEX = re.compile("0x[0-9A-Fa-f]{1,16}")
+_LONGEST: Final = (1 << 64) - 1
+_FRAME_LIMITS: Final = (0xFFFF, 7, 0x3FFFFF, 0x3FFFFF)
+
+
+def _integer(x: Any, field: str, limit: int = _LONGEST, least: int = 0) -> int:
+    """An integer in [least, limit]."""
+    if type(x) is float and x.is_integer():     # JSON Schema: 1.0 is an integer
+        x = int(x)
+    if type(x) is not int:
+        raise ProgramError(field, f"{short(x)} is not a number")
+    if not least <= x <= limit:
+        raise ProgramError(field, f"{_read(x)} is out of range ({_read(least)} to {_read(limit)})")
+    return x
+
+
+def _number(x: Any, field: str, limit: int = _LONGEST, least: int = 0) -> int:
+    """An integer, or a string of hexadecimal digits, in [least, limit]."""
+    if type(x) is str and _HEX.fullmatch(x):
+        x = int(x, 16)
+    return _integer(x, field, limit, least)
+
+
+def _read(n: int) -> str:
+    """A number in a message: small ones as they are, words in hexadecimal."""
+    return str(n) if abs(n) < 0x10000 else f"{n:#x}"
+
+
+def _boolean(x: Any, field: str) -> bool:
+    if type(x) is not bool:
+        raise ProgramError(field, f"{short(x)} is not a boolean")
+    return x
+
+
+def _list(x: Any, field: str) -> list[Any]:
+    if type(x) is not list:
+        raise ProgramError(field, f"{short(x)} is not an array")
+    return x
+
+
+def _only(doc: Any, *known: str) -> None:
+    """A JSON object without other fields than these."""
+    if type(doc) is not dict:
+        raise ProgramError("", f"{short(doc)} is not an object")
+    for key in doc:
+        if key not in known:
+            raise ProgramError(key, f"unknown field (known: {', '.join(known)})")
+
+
+# --- reading: the machine ----------------------------------------------------------------------------------------------------
+
+def setup_from_json(profile: str, doc: Any) -> Setup:
+    """A machine, as a header says it; ProgramError if there can be none like it."""
+    if profile not in PROFILES:
+        raise ProgramError("profile", f"unknown profile {short(profile)} (known: {', '.join(PROFILES)})")
+    try:
+        with Explained("setup", doc):
+            _only(doc, "frames", "xen_frames", "xen_slots", "domains")
+            domains = tuple([_domain(d, f"domains[{n}]") for n, d in enumerate(_list(doc["domains"], "domains"))])
+            slots = tuple([_number(w, f"xen_slots[{n}]") for n, w in enumerate(_list(doc.get("xen_slots", []), "xen_slots"))])
+            setup = Setup(profile, _number(doc["frames"], "frames"), _number(doc["xen_frames"], "xen_frames"), domains, slots)
+            check_setup(setup)
+    except ProgramError as e:
+        raise e.under("setup") from None
+    return setup
+
+
+def _domain(doc: Any, field: str) -> DomainSetup:
+    _only(doc, "domid", "first", "pages")
+    return DomainSetup(_integer(doc["domid"], f"{field}.domid"), _number(doc["first"], f"{field}.first"),
+                       _number(doc["pages"], f"{field}.pages"))
+
+
+def check_setup(setup: Setup) -> None:
+    """ProgramError unless there can be such a machine."""
+    p = PROFILES[setup.profile]
+    for n, word in enumerate(setup.xen_slots):
+        _integer(word, f"xen_slots[{n}]", p.all_ones)
+    try:
+        bootable(setup)
+    except SetupError as e:
+        raise ProgramError(e.field, str(e).removeprefix(f"{e.field}: ")) from None
+
+
+# --- reading: actions, outcomes, observations --------------------------------------------------------------------------------
+
+class Reader:
+    """Decodes what is said of one machine.  ProgramError names the field."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.profile = p = PROFILES[setup.profile]
+        self.domains = {d.domid for d in setup.domains}
+        self.ones, self.word = p.all_ones, p.word_bytes
+        self.actions: dict[str, Callable[[dict[str, Any]], Action]] = {
+            "hypercall": self._hypercall, "load": self._load, "store": self._store, "execute": self._execute}
+
+    def action(self, doc: Any) -> Action:
+        """One action; an `outcome` beside it is left to the caller."""
+        if not isinstance(doc, dict) or "do" not in doc:
+            raise ProgramError("do", "missing" if isinstance(doc, dict) else f"missing: {short(doc)} is not an object")
+        kind = doc["do"]
+        if not isinstance(kind, str) or kind not in self.actions:
+            raise ProgramError("do", f"unknown action {short(kind)} (known: {', '.join(self.actions)})")
+        with Explained(kind, doc):
+            return self.actions[kind](doc)
+
+    def _dom(self, doc: dict[str, Any]) -> int:
+        dom = _integer(doc["dom"], "dom")
+        if dom not in self.domains:
+            raise ProgramError("dom", f"there is no domain {dom} (the setup has {', '.join(map(str, sorted(self.domains)))})")
+        return dom
+
+    def _va(self, doc: dict[str, Any]) -> int:
+        return _number(doc["va"], "va", self.ones)
+
+    def _hypercall(self, doc: dict[str, Any]) -> Hypercall:
+        _only(doc, "dom", "do", "nr", "args", "data", "outcome")
+        args = tuple([_number(a, f"args[{n}]", self.ones) for n, a in enumerate(_list(doc.get("args", []), "args"))])
+        most = MAX_ARGS[self.profile.name]
+        if len(args) > most:
+            raise ProgramError("args", f"{len(args)} of them, but {self.profile.name} passes at most {most}")
+        data = tuple([self._data(pair, f"data[{n}]") for n, pair in enumerate(_list(doc.get("data", []), "data"))])
+        return Hypercall(self._dom(doc), _number(doc["nr"], "nr", self.ones), args, data)
+
+    def _data(self, pair: Any, field: str) -> tuple[int, tuple[int, ...]]:
+        """The words that one element of `data` stores, and where."""
+        va, words = _list(pair, field)
+        address = _number(va, f"{field}[0]", self.ones)
+        if address % self.word:
+            raise ProgramError(f"{field}[0]", f"{address:#x} is not aligned to a word of {self.word} bytes")
+        count = len(_list(words, f"{field}[1]"))
+        if not count:
+            raise ProgramError(f"{field}[1]", "has no word")
+        if address % PAGE_SIZE + count * self.word > PAGE_SIZE:
+            raise ProgramError(f"{field}[1]", f"{count} words from {address:#x} cross the end of a page")
+        return address, tuple([_number(w, f"{field}[1][{i}]", self.ones) for i, w in enumerate(words)])
+
+    def _load(self, doc: dict[str, Any]) -> Load:
+        _only(doc, "dom", "do", "va", "user", "outcome")
+        return Load(self._dom(doc), self._va(doc), _boolean(doc.get("user", False), "user"))
+
+    def _store(self, doc: dict[str, Any]) -> Store:
+        _only(doc, "dom", "do", "va", "value", "user", "outcome")
+        value = _number(doc["value"], "value", self.ones)
+        return Store(self._dom(doc), self._va(doc), value, _boolean(doc.get("user", False), "user"))
+
+    def _execute(self, doc: dict[str, Any]) -> Execute:
+        _only(doc, "dom", "do", "va", "user", "outcome")
+        return Execute(self._dom(doc), self._va(doc), _boolean(doc.get("user", False), "user"))
+
+    def outcome(self, doc: Any) -> Outcome:
+        """How an action ended."""
+        with Explained("outcome", doc):
+            _only(doc, "value", "fault", "chose")
+            if ("value" in doc) == ("fault" in doc):
+                raise ProgramError("", "must be either a value or a fault")
+            frames = _list(doc.get("chose", []), "chose")
+            chose = tuple([_number(f, f"chose[{n}]", self.setup.frames - 1) for n, f in enumerate(frames)])
+            if "fault" in doc:
+                return self._fault(doc["fault"], chose)
+            return Outcome(_number(doc["value"], "value", self.ones, least=-(self.ones >> 1) - 1), chose=chose)
+
+    def _fault(self, doc: Any, chose: tuple[int, ...]) -> Outcome:
+        _only(doc, "vector", "error", "address")
+        return Outcome(0, _integer(doc["vector"], "fault.vector", 255), _number(doc.get("error", 0), "fault.error", 0xFFFFFFFF),
+                       _number(doc.get("address", 0), "fault.address", self.ones), chose)
+
+    def observation(self, doc: Any) -> Observation:
+        """The visible state of the machine."""
+        with Explained("observation", doc):
+            _only(doc, "extent", "frames", "m2p", "memory", "base")
+            extent = _number(doc["extent"], "extent", self.setup.frames, least=self.setup.xen_frames)
+            frames = [_frame(frame, f"frames[{n}]") for n, frame in enumerate(_list(doc["frames"], "frames"))]
+            m2p = [self.ones if w is None else _number(w, f"m2p[{n}]", self.ones) for n, w in enumerate(_list(doc["m2p"], "m2p"))]
+            for field, found in (("frames", frames), ("m2p", m2p)):
+                if len(found) != extent:
+                    raise ProgramError(field, f"has {len(found)} elements, but the extent is {extent}")
+            return Observation(extent, _pack(frames, 8), self._memory(doc["memory"], extent), _pack(m2p, self.word),
+                               self._base(doc["base"]))
+
+    def _memory(self, runs: Any, extent: int) -> bytes:
+        """The contents of frames [xen_frames, extent)."""
+        first = self.setup.xen_frames
+        memory = bytearray((extent - first) * PAGE_SIZE)
+        for n, run in enumerate(_list(runs, "memory")):
+            field = f"memory[{n}]"
+            mfn, index, words, *more = _list(run, field)
+            [times] = more or [1]
+            values = [_number(w, f"{field}[2][{i}]", self.ones) for i, w in enumerate(_list(words, f"{field}[2]"))]
+            start = _integer(index, f"{field}[1]", self.profile.entries - 1)
+            count = len(values) * _integer(times, f"{field}[3]", self.profile.entries, least=1)
+            if not 0 < count <= self.profile.entries - start:
+                raise ProgramError(field, f"{count} words from index {start} are no part of a frame")
+            at = (_number(mfn, f"{field}[0]", extent - 1, least=first) - first) * PAGE_SIZE + start * self.word
+            memory[at:at + count * self.word] = _pack(values, self.word) * times
+        return bytes(memory)
+
+    def _base(self, doc: Any) -> dict[int, int]:
+        """Root tables by domain."""
+        known = {str(d): d for d in self.domains}
+        _only(doc, *known)
+        return {known[d]: _number(mfn, f"base.{d}", self.setup.frames - 1) for d, mfn in doc.items()}
+
+
+def _frame(doc: Any, field: str) -> int:
+    """The packed word of one frame."""
+    if doc is None:
+        return FREE_FRAME
+    *numbers, pinned = _list(doc, field)
+    limits = zip(numbers, _FRAME_LIMITS, strict=True)
+    owner, kind, typed, refs = (_integer(x, f"{field}[{i}]", most) for i, (x, most) in enumerate(limits))
+    return pack_frame(owner, kind, typed, refs, _boolean(pinned, f"{field}[4]"))
+
+
+def _pack(words: list[int], width: int) -> bytes:
+    """Words of `width` bytes, little-endian."""
+    return b"".join([w.to_bytes(width, "little") for w in words])
+
+
+# --- writing -----------------------------------------------------------------------------------------------------------------
+
+def _word(n: int) -> int | str:
+    """As people read it: small numbers as they are, words in hexadecimal."""
+    return n if n < 1024 else hex(n)
+
+
+def setup_to_json(setup: Setup) -> dict[str, Any]:
+    """The `setup` of a header."""
+    domains = [{"domid": d.domid, "first": d.first, "pages": d.pages} for d in setup.domains]
+    slots = {"xen_slots": [hex(w) for w in setup.xen_slots]} if setup.xen_slots else {}
+    return {"frames": setup.frames, "xen_frames": setup.xen_frames, "domains": domains} | slots
+
+
+def action_to_json(action: Action) -> dict[str, Any]:
+    """One action, as a line has it."""
+    doc: dict[str, Any] = {"dom": action.dom, "do": type(action).__name__.lower()}
+    if isinstance(action, Hypercall):
+        doc |= {"nr": action.nr, "args": [_word(a) for a in action.args]}
+        return doc | ({"data": [[hex(va), [_word(w) for w in words]] for va, words in action.data]} if action.data else {})
+    doc["va"] = hex(action.va)
+    if isinstance(action, Store):
+        doc["value"] = _word(action.value)
+    return doc | ({"user": True} if action.user else {})
+
+
+def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
+    """One outcome, as a trace has it."""
+    doc: dict[str, Any] = {"value": _word(outcome.value)}
+    if outcome.vector >= 0:
+        doc = {"fault": {"vector": outcome.vector, "error": outcome.error, "address": hex(outcome.address)}}
+    return doc | ({"chose": list(outcome.chose)} if outcome.chose else {})
+
+
+def observation_to_json(seen: Observation, setup: Setup) -> dict[str, Any]:
+    """What was seen, as the last line of a trace has it."""
+    p = PROFILES[setup.profile]
+    frames = memoryview(seen.frames).cast("B")[:seen.extent * 8].cast("Q")
+    m2p = _words(seen.m2p, p)[:seen.extent]
+    memory = _words(seen.memory, p)
+    used = [(n, (n - setup.xen_frames) * p.entries) for n in range(setup.xen_frames, seen.extent) if frames[n] != FREE_FRAME]
+    return {
+        "extent": seen.extent,
+        "frames": [None if w == FREE_FRAME else list(unpack_frame(w)) for w in frames],
+        "m2p": [None if w == p.all_ones else w for w in m2p],
+        "memory": [[n, *run] for n, start in used for run in _runs(memory[start:start + p.entries])],
+        "base": {str(d): mfn for d, mfn in sorted(seen.base.items())}}
+
+
+def _words(buffer: bytes | memoryview, p: Profile) -> "memoryview[int]":
+    """The same memory as words of the profile."""
+    octets = memoryview(buffer).cast("B")
+    return octets.cast("I") if p.word_bytes == 4 else octets.cast("Q")
+
+
+def _runs(words: "memoryview[int]") -> Iterator[list[Any]]:
+    """The words of one frame that are not 0: where a run begins, the words, and (a frame full of one word) how many times."""
+    if len(set(words)) == 1:
+        if words[0]:
+            yield [0, [_word(words[0])], len(words)]
+        return
+    run: list[int | str] = []
+    for i, word in enumerate([*words, 0]):
+        if word:
+            run.append(_word(word))
+        elif run:
+            yield [i - len(run), run]
+            run = []

@@ -1,0 +1,45 @@
+"""Output files appear whole or not at all."""
+import os
+import tempfile
+from pathlib import Path
+
+
+def write_whole(path: str | Path, text: str) -> None:
+    """Write `text` to `path` under a temporary name, then rename it; OSError, naming `path`, if that can't be done.
+
+    What is no regular file (/dev/stdout, a named pipe) is written directly, since a rename would replace it.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, str(path)) from None
+    try:
+        with open(handle, "w", encoding="utf-8") as f:
+            f.write(text)
+        os.chmod(name, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def check_writable(path: str | Path) -> None:
+    """OSError, naming `path`, if a file can't be written there: known before an hour of fuzzing, not after."""
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(21, "Is a directory", str(path))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(2, "No such directory", str(path.parent))
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise PermissionError(13, "Permission denied", str(path))
+
+
+def _umask() -> int:
+    """The process's file mode mask; it can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,223 @@
+"""Holds what a target did against what the model allows, and says who deviates, how, and from which rule.
+
+Where the architecture leaves a choice, the model takes one option at a time.  So before a difference is a divergence, the judge
+looks for options that explain what the target did: best explanation first, a bounded number of times.
+"""
+import heapq
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from oracle import coverage
+from refmodel import Difference, Machine
+from spec.kernel import CONJUNCT_RULE, RULES
+from spec.vocabulary import Action, Execute, Hypercall, Load, Observation, Outcome, Store
+
+ATTEMPTS: Final = 256                           # runs of the model in search of an explanation
+
+
+class Direction(StrEnum):
+    """How a target deviates."""
+    AGREES = "agrees"
+    TOO_PERMISSIVE = "too permissive"           # it did what the model refuses: a security matter
+    TOO_STRICT = "too strict"                   # it refused what the model does
+    DIFFERENT = "different"                     # both did it, or both refused, but not alike
+    HARNESS = "harness"                         # it died, hung, or could not do it
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came of one program on one target."""
+    direction: Direction
+    at: int                                     # actions explained; the next one deviates (all: only the state differs)
+    rule: str = ""                              # the conjunct or rule that decided, as best known
+    action: str = ""                            # what kind of action deviates ("state": none of them)
+    summary: str = ""                           # one line
+    model: Outcome | None = None
+    target: Outcome | None = None
+    differences: tuple[Difference, ...] = ()
+    looseness: Counter[str] = field(default_factory=Counter)    # choices met on the best explanation, by name
+    attempts: int = 1
+
+    @property
+    def agrees(self) -> bool:
+        """The model allows everything that was seen."""
+        return self.direction is Direction.AGREES
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Divergences with equal keys count as the same one."""
+        return self.rule, self.direction, self.action
+
+
+# --- one run of the model ----------------------------------------------------------------------------------------------------
+
+@dataclass(slots=True)
+class Attempt:
+    """One run of the model under forced choices, up to the first outcome that differs from the target's."""
+    explained: int
+    mine: Outcome | None
+    refusals: tuple[str, ...]
+    taken: list[tuple[str, int, int]]
+    differences: list[Difference]
+    looseness: Counter[str]
+
+    @property
+    def score(self) -> tuple[int, int]:
+        """Smaller is better: more outcomes explained, then fewer differences left."""
+        return -self.explained, len(self.differences)
+
+    @property
+    def complete(self) -> bool:
+        """Every outcome and the state are explained."""
+        return self.mine is None and not self.differences
+
+
+def attempt(machine: Machine, actions: Sequence[Action], outcomes: Sequence[Outcome], observation: Observation | None = None,
+            full: bool = True, forced: Sequence[int] = ()) -> Attempt:
+    """Run the model along the target's outcomes."""
+    machine.reset()
+    choices = machine.choices
+    choices.begin(forced)
+    met, forgiven = choices.counts.copy(), choices.forgiven.copy()
+    mine, explained, differences = None, 0, []
+    for action, seen in zip(actions, outcomes, strict=False):
+        mine = machine.step(action, seen)
+        if mine != seen:
+            break
+        explained += 1
+        mine = None
+    if mine is None and observation is not None:
+        differences = machine.compare(observation, full)
+    return Attempt(explained, mine, tuple(machine.refusals), list(choices.taken), differences,
+                   choices.counts - met + (choices.forgiven - forgiven))
+
+
+def explain(machine: Machine, actions: Sequence[Action], outcomes: Sequence[Outcome], observation: Observation | None = None,
+            full: bool = True, limit: int = ATTEMPTS) -> tuple[Attempt, int]:
+    """The best attempt over the choice points, and how many attempts it took.
+
+    Best first: from the attempt that explains most, the latest choice point before the difference is turned first.  Every path
+    is visited at most once: the children of an attempt turn choice points that its own forced prefix did not settle.
+    """
+    best: Attempt | None = None
+    waiting: list[tuple[tuple[int, int], int, int, tuple[int, ...]]] = [((0, 0), 0, 0, ())]
+    order = runs = 0
+    while waiting and runs < limit:
+        forced = heapq.heappop(waiting)[-1]
+        found = attempt(machine, actions, outcomes, observation, full, forced)
+        runs += 1
+        if best is None or found.score < best.score:
+            best = found
+        if found.complete:
+            break
+        options = [option for _, _, option in found.taken]
+        for place in range(len(forced), len(found.taken)):
+            for option in range(found.taken[place][1]):
+                if option != options[place]:
+                    order += 1
+                    heapq.heappush(waiting, (found.score, -place, order, (*options[:place], option)))
+    assert best is not None, "the limit is at least 1"
+    return best, runs
+
+
+# --- the verdict -------------------------------------------------------------------------------------------------------------
+
+def judge(machine: Machine, actions: Sequence[Action], outcomes: Sequence[Outcome], observation: Observation | None = None, *,
+          full: bool = True, limit: int = ATTEMPTS) -> Verdict:
+    """Is this what a machine may do?  Outcomes may stop early (a trace cut short); without an observation they are all."""
+    with coverage.uncounted():
+        best, runs = explain(machine, actions, outcomes, observation, full, limit)
+        if best.mine is not None:
+            return outcome_verdict(machine, actions, outcomes, best, runs)
+    if best.differences:
+        return state_verdict(best, runs)
+    return Verdict(Direction.AGREES, best.explained, looseness=best.looseness, attempts=runs)
+
+
+def succeeded(action: Action, outcome: Outcome) -> bool:
+    """The action took effect: no fault, and no error from a hypercall."""
+    return outcome.vector < 0 and (outcome.value >= 0 or not isinstance(action, Hypercall))
+
+
+def outcome_verdict(machine: Machine, actions: Sequence[Action], outcomes: Sequence[Outcome], best: Attempt,
+                    runs: int) -> Verdict:
+    """The first outcome that nothing explains."""
+    at, mine = best.explained, best.mine
+    assert mine is not None
+    action, seen = actions[at], outcomes[at]
+    model_did, target_did = succeeded(action, mine), succeeded(action, seen)
+    if target_did and not model_did:
+        direction = Direction.TOO_PERMISSIVE
+    elif model_did and not target_did:
+        direction = Direction.TOO_STRICT
+    else:
+        direction = Direction.DIFFERENT
+    rule = best.refusals[-1] if best.refusals else deciding_rule(machine, actions, outcomes, best)
+    summary = f"{describe(action)}: the model gives {show(action, mine)}, the target {show(action, seen)}"
+    return Verdict(direction, at, rule, action_kind(action), summary, mine, seen, looseness=best.looseness, attempts=runs)
+
+
+def deciding_rule(machine: Machine, actions: Sequence[Action], outcomes: Sequence[Outcome], best: Attempt) -> str:
+    """The last transition, in the order of the rules, that the model performed in the deviating action; else its last check."""
+    machine.reset()
+    machine.choices.begin([option for _, _, option in best.taken])
+    for action, seen in zip(actions[:best.explained], outcomes, strict=False):
+        machine.step(action, seen)
+    start = coverage.tallies()
+    machine.step(actions[best.explained], outcomes[best.explained])
+    decided = {CONJUNCT_RULE[c] for c, (true, _) in coverage.since(start).items() if true}
+    last = ""
+    for kind in ("check", "transition"):
+        for rule in RULES.values():
+            if rule.id in decided and rule.kind == kind:
+                last = rule.id
+    return last
+
+
+def state_verdict(best: Attempt, runs: int) -> Verdict:
+    """Every outcome is explained, the state is not."""
+    first = best.differences[0]
+    more = f" (and {len(best.differences) - 1} more)" if len(best.differences) > 1 else ""
+    summary = f"{first.what} of {first.where}: the model has {first.model:#x}, the target {first.target:#x}{more}"
+    return Verdict(Direction.DIFFERENT, best.explained, first.rule, f"state: {first.what}", summary,
+                   differences=tuple(best.differences), looseness=best.looseness, attempts=runs)
+
+
+def harness_verdict(at: int, what: str) -> Verdict:
+    """The target failed as a machine, not as a hypervisor."""
+    return Verdict(Direction.HARNESS, at, summary=what)
+
+
+# --- words -------------------------------------------------------------------------------------------------------------------
+
+def action_kind(action: Action) -> str:
+    """The kind of an action, a hypercall with its number."""
+    match action:
+        case Hypercall(nr=nr):
+            return f"hypercall {nr & 0xFF}"
+        case Load():
+            return "load"
+        case Store():
+            return "store"
+        case Execute():
+            return "execute"
+
+
+def describe(action: Action) -> str:
+    """An action in a few words."""
+    match action:
+        case Hypercall(dom=dom, args=args):
+            return f"dom {dom} {action_kind(action)}({', '.join(f'{a:#x}' for a in args)})"
+        case Load(dom=dom, va=va, user=user) | Store(dom=dom, va=va, user=user) | Execute(dom=dom, va=va, user=user):
+            return f"dom {dom} {'user ' * user}{action_kind(action)} at {va:#x}"
+
+
+def show(action: Action, outcome: Outcome) -> str:
+    """An outcome in a few words."""
+    if outcome.vector >= 0:
+        return f"fault {outcome.vector} (error {outcome.error:#x}, address {outcome.address:#x})"
+    value = f"{outcome.value}" if isinstance(action, Hypercall) else f"{outcome.value:#x}"
+    return value + (f" with frames {', '.join(map(str, outcome.chose))}" if outcome.chose else "")

@@ -1,0 +1,163 @@
+"""What can be held against the model: our emulator, the model itself, and any command that speaks JSON lines."""
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Final, Protocol
+
+from oracle.encoding import check_setup
+from oracle.schema import ProgramError, short
+from refmodel import Machine, ModelError, boot
+from spec.profile import PROFILES
+from spec.vocabulary import Action, DomainSetup, Observation, Outcome, Setup
+
+PATIENCE: Final = 20.0                      # seconds to wait for an answer
+MODEL_XEN_FRAMES: Final = 16                # the model as a target needs none of them, but Xen always has some
+
+
+class HarnessError(Exception):
+    """The target failed as a machine: it does not start, died, hung, or does not make sense.  One line."""
+
+
+def harness_error(target: str, e: Exception) -> HarnessError:
+    """What a target raised, as a failure of the harness.  The emulator has an exception of that name of its own."""
+    if isinstance(e, HarnessError):
+        return e
+    kind = "" if type(e).__name__ == HarnessError.__name__ else f"{type(e).__name__}: "
+    return HarnessError(f"target {target}: {kind}{e}")
+
+
+class Target(Protocol):
+    """A machine on which programs run.  Every method may raise HarnessError."""
+
+    @property
+    def name(self) -> str:
+        """What a user calls it."""
+
+    @property
+    def profiles(self) -> tuple[str, ...]:
+        """The profiles that it runs."""
+
+    def needs(self, frames: int) -> tuple[int, tuple[int, ...]]:
+        """How many frames Xen itself takes of a machine of `frames`, and the words in its slots of every root table."""
+
+    def reset(self, setup: Setup) -> None:
+        """The machine as it is at boot."""
+
+    def run(self, actions: Sequence[Action]) -> list[Outcome]:
+        """Perform the actions in order; one outcome each."""
+
+    def observe(self) -> Observation:
+        """The visible state; its buffers live until the next reset or run."""
+
+    def close(self) -> None:
+        """Give back what the target holds; it is not used again."""
+
+
+def open_target(name: str) -> Target:
+    """The target that a user calls `name`: "emulator" (one a process), "model", or "cmd:COMMAND"."""
+    if name == "model":
+        return ModelTarget()
+    if name == "emulator":
+        try:
+            from emulator.target import EmulatorTarget
+        except ImportError as e:
+            raise HarnessError(f"the emulator can't run here: {e}") from e
+        return EmulatorTarget()
+    if name.startswith("cmd:"):
+        from oracle.command import CommandTarget
+        return CommandTarget(name.removeprefix("cmd:"))
+    raise HarnessError(f"unknown target {short(name)} (known: emulator, model, cmd:COMMAND)")
+
+
+def default_setup(profile: str, target: Target, domains: int = 2, pages: int = 64, frames: int = 2048) -> Setup:
+    """Domains 0, 1, … one after the other behind Xen's own frames.  ProgramError if they do not fit."""
+    if profile not in PROFILES:
+        raise ProgramError("profile", f"unknown profile {short(profile)} (known: {', '.join(PROFILES)})")
+    if profile not in target.profiles:
+        raise HarnessError(f"target {target.name} does not run {profile} (it runs {', '.join(target.profiles)})")
+    xen_frames, slots = target.needs(frames)
+    layout = tuple(DomainSetup(d, xen_frames + d * (pages + 1), pages) for d in range(domains))
+    setup = Setup(profile, frames, xen_frames, layout, slots)
+    check_setup(setup)
+    return setup
+
+
+# --- planted bugs ------------------------------------------------------------------------------------------------------------
+
+class Plant(Protocol):
+    """A bug that can be planted in a target."""
+    @property
+    def name(self) -> str:
+        """By which it is asked for."""
+
+    @property
+    def summary(self) -> str:
+        """What goes wrong, in one line."""
+
+    @property
+    def historic(self) -> str:
+        """The bug of the real Xen that it is like, if there is one."""
+
+
+def planted_bugs(target: str) -> list[Plant]:
+    """The bugs that can be planted in the target of this name."""
+    if target != "emulator":
+        return []
+    try:
+        from emulator.planted import PLANTS
+    except ImportError as e:
+        raise HarnessError(f"the emulator can't run here: {e}") from e
+    return list(PLANTS.values())
+
+
+def planted(target: Target, name: str) -> AbstractContextManager[object]:
+    """In this context the target has the bug, from its next reset on.  HarnessError if it knows no such bug."""
+    if name in {plant.name for plant in planted_bugs(target.name)}:
+        from emulator.planted import planted as plant
+        from emulator.target import EmulatorTarget
+        if isinstance(target, EmulatorTarget):
+            return plant(target, name)
+    raise HarnessError(f"target {target.name} knows no planted bug {short(name)}")
+
+
+# --- the model as a target ---------------------------------------------------------------------------------------------------
+
+class ModelTarget:
+    """The reference model itself: for tests, traces to start from, and as a measure of speed."""
+    name = "model"
+    profiles = tuple(PROFILES)
+
+    def __init__(self) -> None:
+        self.machine: Machine | None = None
+
+    def needs(self, frames: int) -> tuple[int, tuple[int, ...]]:
+        """A few frames, so that there are some that no guest may touch; the model's own slots."""
+        return MODEL_XEN_FRAMES, ()
+
+    def reset(self, setup: Setup) -> None:
+        """Boot, or go back to boot."""
+        if self.machine is None or self.machine.setup != setup:
+            self.machine = boot(setup)
+        else:
+            self.machine.reset()
+        self.machine.choices.begin()
+
+    def run(self, actions: Sequence[Action]) -> list[Outcome]:
+        """Step by step."""
+        machine = self._machine()
+        try:
+            return [machine.step(action) for action in actions]
+        except ModelError as e:
+            raise HarnessError(f"the program is outside the vocabulary: {e}") from e
+
+    def observe(self) -> Observation:
+        """The model's state."""
+        return self._machine().observe()
+
+    def _machine(self) -> Machine:
+        if self.machine is None:
+            raise HarnessError("run or observe before the first reset")
+        return self.machine
+
+    def close(self) -> None:
+        """Nothing is held."""
+        self.machine = None

@@ -1,0 +1,43 @@
+"""The benchmark measures what it says: its actions do what they are there for, and its rows name what they are held against."""
+import pytest
+
+from oracle import bench
+from oracle.targets import HarnessError, ModelTarget, default_setup
+from spec.vocabulary import Hypercall
+
+
+def test_the_mixes_do_what_they_are_there_for() -> None:
+    target = ModelTarget()
+    setup = default_setup("xen-2003", target)
+    for mix in bench.mixes(setup):
+        target.reset(setup)
+        bench.check_outcomes(mix, target, mix.before)
+        found = target.run(mix.timed[:70])
+        refused = [o for a, o in zip(mix.timed, found, strict=False) if isinstance(a, Hypercall) and o.value]
+        assert all(o.vector < 0 for o in found)
+        assert len(refused) == {"refused": 70, "hypercall mix": 22}.get(mix.name, 0)
+
+
+def test_an_action_that_does_not_do_its_work_is_noticed() -> None:
+    target = ModelTarget()
+    setup = default_setup("xen-2003", target)
+    target.reset(setup)
+    refused = next(m for m in bench.mixes(setup) if m.name == "refused")
+    target.run(refused.before)
+    flip = bench.Mix("flip", "hypercalls/s", refused.before, refused.timed, 2)
+    with pytest.raises(HarnessError, match=r"flip: .* ends with -22"):
+        bench.check_outcomes(flip, target, flip.timed[:2])
+
+
+def test_the_table_of_the_model_against_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "ROUNDS", 1)
+    monkeypatch.setattr(bench, "PROGRAMS", 1)
+    monkeypatch.setattr(bench, "BIG", (3, 1024))
+    told: list[bench.Row] = []
+    rows = bench.run_bench(target="model", on_row=told.append)
+    assert told == rows
+    names = {row.name for row in rows}
+    assert len(names) == len(rows)
+    assert all(row.value > 0 and (row.ratio_to in names or row.ratio is None) for row in rows)
+    for row in bench.bench_document(rows)["summary"]["rows"]:
+        assert set(row) == {"name", "value", "unit", "ratio", "ratio_to"}
