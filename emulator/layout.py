@@ -1,0 +1,108 @@
+"""Where everything of the machine lies: Xen's frames, Xen's part of the address space, segment selectors.
+
+    frame 0        GDT                      0xFC000000  slot 1008: machine-to-physical window, supervisor, read-only
+          1        IDT, TSS                 0xFC400000  slot 1009: frames 0.. in order, out of every guest segment's reach
+          2        ring-0 code              0xFF000000  slot 1020: the root table itself (Xen's linear page table)
+          3        ring-0 stack
+          4        the loop that acts out the records, at ring 1 and at ring 3
+          5, 6     L1 tables of slots 1009 and 1008
+          7        scratch words and stack of the loop
+          8..135   records of actions, with their outcomes
+          136..    machine-to-physical array
+"""
+from typing import Final
+
+from spec.abi import PAGE_SIZE, RW, US, A, D, P, Xen2003
+
+GDT_FRAME: Final = 0
+IDT_FRAME: Final = 1
+RING0_FRAME: Final = 2
+STACK_FRAME: Final = 3
+LOOP_FRAME: Final = 4
+HARNESS_L1_FRAME: Final = 5
+M2P_L1_FRAME: Final = 6
+SCRATCH_FRAME: Final = 7
+RECORD_FRAME: Final = 8
+RECORD_FRAMES: Final = 128
+M2P_FRAME: Final = RECORD_FRAME + RECORD_FRAMES
+
+HARNESS: Final = Xen2003.GUEST_END              # linear address of frame 0
+GDT_BASE: Final = HARNESS + GDT_FRAME * PAGE_SIZE
+IDT_BASE: Final = HARNESS + IDT_FRAME * PAGE_SIZE
+TSS_OFFSET: Final = 0x900
+TSS_BASE: Final = IDT_BASE + TSS_OFFSET
+RING0_BASE: Final = HARNESS + RING0_FRAME * PAGE_SIZE
+RING0_STACK: Final = HARNESS + (STACK_FRAME + 1) * PAGE_SIZE
+LOOP_BASE: Final = HARNESS + LOOP_FRAME * PAGE_SIZE
+SCRATCH_BASE: Final = HARNESS + SCRATCH_FRAME * PAGE_SIZE
+
+# --- segments: Xen's own selectors, and private ones for the loop
+XEN_CS: Final = 0x0808
+XEN_DS: Final = 0x0810
+KERNEL_CS: Final = 0x0819
+KERNEL_DS: Final = 0x0821
+USER_CS: Final = 0x082B
+USER_DS: Final = 0x0833
+TSS_SELECTOR: Final = 0x0840
+GDT_ENTRIES: Final = 296
+LOOP_KERNEL_CS: Final = 0x41                    # the loop at ring 1 ...
+LOOP_USER_CS: Final = 0x4B                      # ... and at ring 3
+LOOP_KERNEL_SS: Final = 0x51
+LOOP_USER_SS: Final = 0x5B
+LOOP_FS: Final = 0x63                           # scratch page and records, for both rings
+
+# --- in the segment FS
+SAVED_EBP: Final = 0x00                         # the record pointer while the guest's own code runs
+FAR_POINTER: Final = 0x08                       # where Execute calls
+STEPS: Final = 0x10                             # instructions begun at the place that Execute called
+LOOP_STACK: Final = PAGE_SIZE                   # ESP of the loop
+RECORDS: Final = PAGE_SIZE                      # offset of the first record
+RECORDS_END: Final = RECORDS + RECORD_FRAMES * PAGE_SIZE
+
+# --- gates and doorbells
+HYPERCALL_VECTOR: Final = 0x82
+SERVICE_VECTOR: Final = 0x83                    # the loop asks the harness for something (EAX: a domain, or one of these)
+RING_VECTOR: Final = 0x84                       # the loop changes its ring
+END: Final = 0xFFFFFFFF
+FORGET_CODE: Final = 0xFFFFFFFE
+FAULT_MARK: Final = 0x100                       # set in the vector of a record whose action faulted
+BELL_HYPERCALL: Final = HARNESS                 # addresses that a stub touches with CLFLUSH, which calls Python
+BELL_SERVICE: Final = HARNESS + 1
+BELL_PANIC: Final = HARNESS + 2
+
+# --- the slots of Xen in a root table
+_SUPERVISOR: Final = P | RW | A | D             # A and D are set from the start: the processor never changes these words
+_SHARED: Final = _SUPERVISOR | US
+HARNESS_SLOT: Final = Xen2003.XEN_SLOT + 1
+MAX_FRAMES: Final = (Xen2003.GUEST_END - Xen2003.HOLE) // 4
+
+
+def m2p_pages(frames: int) -> int:
+    """Pages of the machine-to-physical array."""
+    return (4 * frames + PAGE_SIZE - 1) // PAGE_SIZE
+
+
+def xen_frames(frames: int) -> int:
+    """Frames that Xen needs for itself in a machine of that size."""
+    return M2P_FRAME + m2p_pages(frames)
+
+
+def xen_slots() -> tuple[int, ...]:
+    """The words of slots 1008..1023; the frame of the self-map is the table's own and is filled in for each table."""
+    slots = [0] * (1024 - Xen2003.XEN_SLOT)
+    slots[0] = M2P_L1_FRAME << 12 | _SUPERVISOR & ~RW       # the window lies within the guest's segments
+    slots[HARNESS_SLOT - Xen2003.XEN_SLOT] = HARNESS_L1_FRAME << 12 | _SHARED
+    slots[Xen2003.LINEAR_SLOT - Xen2003.XEN_SLOT] = _SUPERVISOR
+    return tuple(slots)
+
+
+def harness_l1() -> list[int]:
+    """L1 entries of slot 1009: Xen's frames in order, those of the loop open to ring 3."""
+    def flags(frame: int) -> int:
+        return _SHARED if frame == LOOP_FRAME or frame >= SCRATCH_FRAME else _SUPERVISOR
+    return [frame << 12 | flags(frame) for frame in range(M2P_FRAME)]
+
+
+def m2p_l1(frames: int) -> list[int]:
+    """L1 entries of slot 1008: the machine-to-physical array, read-only and for the kernel only (W-16)."""
+    return [M2P_FRAME + page << 12 | P | A | D for page in range(m2p_pages(frames))]

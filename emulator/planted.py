@@ -1,0 +1,227 @@
+"""Planted bugs: each is a small change to the text of the clean hypervisor, so that an oracle can show that it would find it.
+
+The clean code knows nothing of them.  While a bug is planted its methods are replaced in their class, so it also survives a reset
+to another setup; afterwards the class is as it was.  `historic` names the real bug of the same kind in historic-bugs.json.
+"""
+import inspect
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from emulator.errors import HarnessError
+from emulator.hypervisor import Hypervisor
+from emulator.machine import Machine
+from emulator.target import EmulatorTarget
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """One piece of text in one method, and what stands there instead."""
+    method: str
+    old: str
+    new: str
+    owner: type = Hypervisor
+
+    def edited(self) -> Callable[..., Any]:
+        """The method with the text replaced; the text must occur in it once."""
+        method = getattr(self.owner, self.method)
+        source = textwrap.dedent(inspect.getsource(method))
+        if source.count(self.old) != 1:
+            raise HarnessError(f"{self.method} has {source.count(self.old)} times {self.old!r}")
+        names: dict[str, Any] = {}
+        exec(source.replace(self.old, self.new), vars(sys.modules[self.owner.__module__]), names)
+        edited: Callable[..., Any] = names[self.method]
+        return edited
+
+
+@dataclass(frozen=True, slots=True)
+class Plant:
+    """A bug: what is wrong, the real bug it stands for (or ""), and the edits that make it."""
+    name: str
+    summary: str
+    historic: str
+    edits: tuple[Edit, ...]
+
+    def plant(self, target: EmulatorTarget) -> None:
+        """Put the bug in place."""
+        for edit in self.edits:
+            setattr(edit.owner, edit.method, edit.edited())
+        target.hypervisor_changed(trusted=False)
+
+
+@contextmanager
+def planted(target: EmulatorTarget, name: str) -> Iterator[Plant]:
+    """Plant a bug for a while.  It takes effect at once; reset the target when you enter and when you leave."""
+    plant = PLANTS[name]
+    clean = {(edit.owner, edit.method): getattr(edit.owner, edit.method) for edit in plant.edits}
+    try:
+        plant.plant(target)
+        yield plant
+    finally:
+        for (owner, method), function in clean.items():
+            setattr(owner, method, function)
+        target.hypervisor_changed(trusted=True)
+
+
+def _plants() -> Iterator[Plant]:
+    def bug(name: str, summary: str, *edits: Edit, historic: str = "") -> Plant:
+        return Plant(name, summary, historic, edits)
+
+    # --- who may use a frame
+    yield bug("owner-unasked-read-only", "A read-only mapping is made of any frame, whoever owns it.",
+              Edit("get_page", "if word & OWNER != owner and", "if rw and word & OWNER != owner and"))
+    yield bug("owner-unasked-writable", "A writable mapping is made of any domain's frame.",
+              Edit("get_page", "and not self.usable(owner, word)", "and not self.usable(0 if rw else owner, word)"))
+    yield bug("owner-unasked-l1-table", "An L2 entry may name an L1 table of any domain.",
+              Edit("take_l2e", "self.get_table(entry >> 12, L1, owner)", "self.get_table(entry >> 12, L1, 0)"))
+    yield bug("owner-unasked-pin", "A domain may pin the tables of any domain.",
+              Edit("pin", "self.get_table(f, kind, self.caller)", "self.get_table(f, kind, 0)"))
+    yield bug("owner-unasked-unpin", "A domain may unpin the tables of any domain.",
+              Edit("unpin", "not self.usable(self.caller, word) or ", ""))
+    yield bug("owner-unasked-machphys", "A domain may set the machine-to-physical word of any domain's frame.",
+              Edit("machphys_update", "self.usable(self.caller, ", "self.usable(0, "))
+    yield bug("owner-unasked-base", "A domain may run on the root table of any domain.",
+              Edit("new_baseptr", "self.get_table(f, L2, self.caller)", "self.get_table(f, L2, 0)"))
+    yield bug("caller-judges-anothers-table", "An entry of another's table is judged as one of the caller's, as in 1.2 (W-2).",
+              Edit("mod_l1_entry", "self.pg[i >> 10] & OWNER", "self.caller"))
+    yield bug("free-frames-for-domain-0", "Domain 0 may use frames that no domain owns, as in 1.2 (W-1).",
+              Edit("usable", "(owner == 0 and word < NO_DOMAIN)", "(owner == 0 and word & OWNER != abi.DOMID_XEN << 48)"))
+
+    # --- counts
+    yield bug("old-entry-not-put", "An L1 entry that replaces another does not give back what the old one held.",
+              Edit("mod_l1_entry", "if old & P:\n                self.put_page(old >> 12, old & RW)\n    elif", "pass\n    elif"))
+    yield bug("rw-change-not-counted", "An L1 entry that turns writable takes no typed reference.",
+              Edit("mod_l1_entry", "(FRAME | RW | P)", "(FRAME | P)"))
+    yield bug("unpin-keeps-a-reference", "Unpinning gives back the typed reference but leaks the general one.",
+              Edit("unpin", "word & ~PINNED", "(word & ~PINNED) + GENERAL_REF"), historic="PRE-2004-02")
+    yield bug("base-switch-puts-the-new-base", "NEW_BASEPTR gives back a reference on the new base in place of the old one.",
+              Edit("new_baseptr", "self.put_table(self.base[self.current], L2)", "self.put_table(f, L2)"), historic="PRE-2004-03")
+    yield bug("base-switch-keeps-the-old-base", "NEW_BASEPTR gives back nothing.",
+              Edit("new_baseptr", "self.put_table(self.base[self.current], L2)", "pass"))
+    yield bug("put-on-refused-pin", "A refused pin gives back a reference that was never taken.",
+              Edit("pin", "return False", "self.pg[f] -= GENERAL_REF if self.pg[f] & REFS else 0\n        return False"),
+              historic="PRE-2004-09d")
+    yield bug("put-on-owner-mismatch", "A mapping that is refused for its owner takes a reference from the owner.",
+              Edit("get_page", "self.usable(owner, word):\n        return False",
+                   "self.usable(owner, word):\n        self.pg[f] -= GENERAL_REF if word & REFS else 0\n        return False"),
+              historic="PRE-2009-03")
+    yield bug("refused-machphys-keeps-a-reference", "A refused MACHPHYS leaks a general reference on the frame.",
+              Edit("machphys_update", "return False",
+                   "if f < self.frames:\n            self.pg[f] += GENERAL_REF\n        return False"),
+              historic="XSA-113")
+    yield bug("pin-twice", "A frame that is pinned can be pinned again, and holds another reference.",
+              Edit("pin", "self.pg[f] & PINNED or ", ""))
+    yield bug("last-put-keeps-entries", "The last reference on an L1 table goes without giving back what its entries hold.",
+              Edit("put_table", "self.devalidate_l1(f)", "pass"), historic="XSA-242")
+    yield bug("self-map-counted", "An L2 entry that maps its own table takes a reference that is never given back.",
+              Edit("take_l2e", "return not entry & RW",
+                   "self.pg[f] += 0 if entry & RW else GENERAL_REF\n        return not entry & RW"),
+              historic="XSA-240")
+    yield bug("read-only-entries-not-counted", "A read-only L1 entry takes and gives no reference.",
+              Edit("get_page", "self.pg[f] = word + GENERAL_REF", "pass"), Edit("put_page", "self.pg[f] -= GENERAL_REF", "pass"),
+              Edit("validate_l1", "np.uint64(GENERAL_REF)", "np.uint64(0)"),
+              Edit("devalidate_l1", "np.uint64(GENERAL_REF)", "np.uint64(0)"))
+
+    # --- validation
+    yield bug("l1-validation-stops-early", "The last entry of an L1 table is never looked at when it is validated.",
+              Edit("validate_l1", "1024", "1023"), Edit("devalidate_l1", "1024", "1023"))
+    yield bug("l2-validation-stops-early", "The last guest entry of an L2 table is never looked at when it is validated.",
+              Edit("validate_l2", "XEN_SLOT", "XEN_SLOT - 1"), Edit("devalidate_l2", "XEN_SLOT", "XEN_SLOT - 1"))
+    yield bug("rollback-incomplete", "When an L2 table is refused, the first L1 table that it had taken is not given back.",
+              Edit("validate_l2", "reversed(journal)", "reversed(journal[1:])"), historic="XSA-299d")
+    yield bug("refused-table-keeps-its-type", "A table that is refused keeps the references of its own type.",
+              Edit("get_table", "self.pg[f] = word\n", "pass\n"), historic="XSA-58")
+    yield bug("flags-unchecked-in-validation", "Illegal bits in the entries of a table pass when it is validated as L1.",
+              Edit("validate_l1", "((entries & L1_ILLEGAL) != 0) | ", ""), Edit("validate_few", "entry & L1_ILLEGAL or ", ""))
+    yield bug("global-at-l1", "An L1 entry may have the global bit.", Edit("mod_l1_entry", "L1_ILLEGAL", "abi.PAT"))
+    yield bug("pat-at-l1", "An L1 entry may have the PAT bit.", Edit("mod_l1_entry", "L1_ILLEGAL", "abi.G"),
+              historic="PRE-2007-10b")
+    yield bug("pse-in-fast-path", "An L2 entry that keeps its frame may turn into a large page.",
+              Edit("mod_l2_entry", "new & L2_ILLEGAL or ", ""), historic="XSA-148")
+    yield bug("global-at-l2", "An L2 entry may have the global bit.", Edit("take_l2e", "L2_ILLEGAL", "abi.PSE"))
+    yield bug("first-xen-slot-open", "A guest may change the first of Xen's slots.",
+              Edit("mod_l2_entry", ">= XEN_SLOT", "> XEN_SLOT"))
+    yield bug("last-xen-slots-open", "A guest may change Xen's slots above its linear page table.",
+              Edit("mod_l2_entry", "i & 1023 >= XEN_SLOT", "XEN_SLOT <= i & 1023 <= Xen2003.LINEAR_SLOT"))
+    yield bug("self-map-writable", "An L2 entry that maps its own table may be writable.",
+              Edit("take_l2e", "return not entry & RW", "return True"), historic="SEC-2004-LIN")
+    yield bug("self-map-turns-writable", "A read-only self-map may be turned writable, as in 1.2 (W-3).",
+              Edit("mod_l2_entry", " or (new & RW and new >> 12 == f)", ""))
+    yield bug("self-map-judged-as-l1", "update_va_mapping through a self-map judges an L2 entry like one of L1, as in 1.2 (W-4).",
+              Edit("update_va_mapping", "self.pg[pde >> 12] & TYPE == L2", "i & 1023 >= XEN_SLOT"))
+
+    # --- the TLB
+    yield bug("no-flush-on-type-change", "A frame that becomes a table may still be written through cached translations.",
+              Edit("retyped", "self.flush_due = True", "pass"), historic="PRE-2004-09e")
+    yield bug("flush-decided-by-new-type", "The TLB is not flushed when a frame turns writable, as in 1.2 (W-9).",
+              Edit("retyped", "if self", "if wanted != WRITABLE and self"), historic="XSA-408")
+    yield bug("stale-time-stamp", "The time at which a writable mapping went away is noted one flush too early.",
+              Edit("put_page", "= self.clock", "= self.clock - 1"), historic="XSA-241")
+    yield bug("tlb-flush-ignored", "The command TLB_FLUSH does nothing.",
+              Edit("extended", "self.flush_due = True", "pass"))
+    yield bug("invlpg-ignored", "The command INVLPG does nothing.", Edit("extended", "self.invlpg(value & ~0xFF)", "pass"))
+    yield bug("flush-flag-ignored", "update_va_mapping ignores the flag that asks for a flush.",
+              Edit("flush_mapping", "self.flush_due = True", "pass"))
+    yield bug("invlpg-flag-ignored", "update_va_mapping ignores the flag that asks for INVLPG.",
+              Edit("flush_mapping", "self.invlpg(page << 12)", "pass"))
+    yield bug("no-flush-on-base-switch", "NEW_BASEPTR leaves the translations of the old root table cached.",
+              Edit("new_baseptr", "self.flush_due = True", "pass"))
+    yield bug("no-flush-on-domain-switch", "A domain runs with translations that another left in the TLB.",
+              Edit("serve", "self.flush()", "self.engine.cpu.cr3 = self.hypervisor.root << 2", Machine))
+    yield bug("no-flush-before-reuse", "A released frame is handed out while its old owner's translations may be cached.",
+              Edit("hand_out", "self.flush_due = True", "pass"))
+
+    # --- batches and errors
+    yield bug("batch-goes-on", "A refused request does not end the batch, and the call succeeds.",
+              Edit("mmu_update", "return -EINVAL", "continue"))
+    yield bug("unreadable-request-invalid", "A request that cannot be read gives EINVAL, not EFAULT.",
+              Edit("mmu_update", "if i < 0:\n                return -EFAULT", "if i < 0:\n                return -EINVAL"))
+    yield bug("missing-table-invalid", "update_va_mapping below a missing L1 table gives EINVAL, not EFAULT.",
+              Edit("update_va_mapping", "-EFAULT", "-EINVAL"))
+    yield bug("count-unsigned", "A negative count of requests is taken for a large one.",
+              Edit("mmu_update", "count >> 31", "count == 0"))
+    yield bug("multicall-ignores-faults", "A multicall whose list cannot be read further succeeds.",
+              Edit("multicall", "return -EFAULT", "return 0"))
+    yield bug("unknown-memory-op-succeeds", "An unknown operation of dom_mem_op gives 0, as in 1.0.",
+              Edit("dom_mem_op", "return -ENOSYS", "return 0"))
+    yield bug("command-range-unchecked", "TLB_FLUSH and INVLPG accept a frame number out of range.",
+              Edit("extended", "if f >= self.frames:", "if f >= self.frames and command <= Xen2003.NEW_BASEPTR:"))
+    yield bug("ldt-one-too-many", "SET_LDT accepts 8,193 entries.",
+              Edit("set_ldt", "entries > Xen2003.MAX_LDT", "entries > Xen2003.MAX_LDT + 1"))
+
+    # --- guest memory
+    yield bug("pointer-range-unchecked", "Arguments of hypercalls are read from Xen's own memory too.",
+              Edit("read", "> GUEST_END", "> 1 << 32"), historic="PRE-2004-09a")
+    yield bug("copy-ignores-read-only", "Xen writes results to guest pages that are mapped read-only.",
+              Edit("writable", "pde & pte & RW", "pde & pte & P"))
+    yield bug("copy-runs-into-next-frame", "An argument that spans two pages is read on in the next frame.",
+              Edit("read", "i = self.walk(address)", "i = self.walk(va) + (address >> 2) - (va >> 2)"))
+
+    # --- plain stores
+    yield bug("normal-into-data", "NORMAL writes into a frame that is in use for data.",
+              Edit("normal_update", "if not word & TYPED:", "if not word & TYPED or word & TYPE == WRITABLE:"),
+              historic="PRE-2003-10a")
+    yield bug("unchecked-for-all", "Every domain may use UNCHECKED.", Edit("unchecked_update", "self.caller == 0 and ", ""))
+    yield bug("linear-map-open", "NORMAL takes addresses in Xen's hole, where its linear map shows the guest's tables (W-7).",
+              Edit("target", "ptr >= HOLE", "ptr >= 1 << 32"))
+
+    # --- the reservation
+    yield bug("increase-does-not-zero", "A frame is handed out with the contents that its last owner left.",
+              Edit("hand_out", "self.bytes[f * PAGE_SIZE:(f + 1) * PAGE_SIZE] = _ZERO_PAGE", "pass"), historic="XSA-100")
+    yield bug("increase-ignores-what-is-held", "The limit of frames is compared with the increase alone.",
+              Edit("increase", "self.pages[self.current] + size", "size"))
+    yield bug("increase-ignores-the-slack", "An increase may take the last 512 frames.",
+              Edit("increase", "size + Xen2003.SLACK", "size"))
+    yield bug("decrease-of-a-mapped-frame", "A frame that is mapped read-only can be released.",
+              Edit("decrease", "(OWNER | REFS | TYPED)", "(OWNER | TYPED)"), historic="PRE-2004-05b")
+    yield bug("decrease-unpins", "Releasing a frame unpins it first.",
+              Edit("decrease", "f = entry[0]\n", "f = entry[0]\n        if f < self.frames:\n            self.unpin(f)\n"),
+              historic="XSA-252")
+    yield bug("decrease-undone-by-an-error", "A decrease that ends in an error does not count what it has released.",
+              Edit("decrease", "return -EINVAL", "self.pages[self.current] += (at - pages) // 4\n            return -EINVAL"))
+
+
+PLANTS: dict[str, Plant] = {plant.name: plant for plant in _plants()}

@@ -1,0 +1,172 @@
+"""Every planted bug shows: a short program comes out differently on the clean hypervisor and with the bug in it."""
+import pytest
+
+from emulator.audit import recount
+from emulator.hypervisor import Hypervisor
+from emulator.machine import Machine
+from emulator.planted import PLANTS, planted
+from spec.abi import Xen2003
+from tests.emulator.guest import LIST, PTE, SETUP, Guest, request, setup_of, visible
+
+Z, G, O = (Guest(SETUP, d) for d in range(3))       # domain 0, a guest, and another  # noqa: E741
+SHORT = setup_of(3, frames=700)                     # fewer than 512 frames are free
+S = Guest(SHORT, 1)
+A, B = 20, 21                                       # pages that become tables
+F = G.frame(30)
+RO, RWX = 1, 3
+SLOT = 100                                          # a free slot of an L1 or an L2 table
+PIN_L1, PIN_L2, UNPIN, BASE = Xen2003.PIN_L1, Xen2003.PIN_L2, Xen2003.UNPIN, Xen2003.NEW_BASEPTR
+UPDATE, MAP, MEMORY, MULTI = Xen2003.MMU_UPDATE, Xen2003.UPDATE_VA_MAPPING, Xen2003.DOM_MEM_OP, Xen2003.MULTICALL
+
+
+def table(guest, page, *entries):
+    """Give a page the contents of a table, and map it read-only."""
+    stores = tuple((guest.va(page) + 4 * slot, (word,)) for slot, word in entries)
+    return guest.update((guest.l1e(page), guest.frame(page) << 12 | RO), request(Xen2003.TLB_FLUSH), before=stores)
+
+
+def entry(guest, slot, word):
+    return guest.update((guest.l1e(slot), word))
+
+
+def l2_entry(guest, slot, word):
+    return guest.update((guest.l2e(slot), word))
+
+
+def stale(guest, page):
+    """A page whose translation is cached though its entry is gone."""
+    return guest.store(guest.va(page), 7), guest.unmap(page, 0)
+
+
+def many(flags):
+    """More entries than a plain loop is used for."""
+    return tuple((k, G.frame(30 + k % 5) << 12 | flags) for k in range(20))
+
+
+DETECT = {
+    "owner-unasked-read-only": [entry(G, SLOT, O.frame(5) << 12 | RO)],
+    "owner-unasked-writable": [entry(G, SLOT, O.frame(5) << 12 | RWX)],
+    "owner-unasked-l1-table": [l2_entry(G, SLOT, O.l1 << 12 | RO)],
+    "owner-unasked-pin": [G.extended(PIN_L1, O.l1)],
+    "owner-unasked-unpin": [G.extended(UNPIN, O.l2)],
+    "owner-unasked-machphys": [G.update((O.frame(5) << 12 | Xen2003.MACHPHYS, 9))],
+    "owner-unasked-base": [G.extended(BASE, O.l2)],
+    "caller-judges-anothers-table": [entry(Z, SLOT, G.l1 << 12 | RO), Z.update((Z.va(SLOT) + 4 * 200, O.frame(5) << 12 | RWX))],
+    "free-frames-for-domain-0": [entry(Z, SLOT, 1199 << 12 | RO)],
+    "old-entry-not-put": [entry(G, 30, G.frame(31) << 12 | PTE)],
+    "rw-change-not-counted": [entry(G, 30, F << 12 | RO)],
+    "unpin-keeps-a-reference": [table(G, A), G.extended(PIN_L1, G.frame(A)), G.extended(UNPIN, G.frame(A))],
+    "base-switch-puts-the-new-base": [table(G, B, (768, G.l1 << 12 | RWX)), G.extended(BASE, G.frame(B))],
+    "base-switch-keeps-the-old-base": [G.extended(BASE, G.l2)],
+    "put-on-refused-pin": [G.extended(PIN_L2, G.l2)],
+    "put-on-owner-mismatch": [entry(G, SLOT, O.frame(5) << 12 | RO)],
+    "refused-machphys-keeps-a-reference": [G.update((O.frame(5) << 12 | Xen2003.MACHPHYS, 9))],
+    "pin-twice": [G.extended(PIN_L2, G.l2)],
+    "last-put-keeps-entries": [table(G, A, (0, F << 12 | RO)), G.extended(PIN_L1, G.frame(A)), G.extended(UNPIN, G.frame(A))],
+    "self-map-counted": [l2_entry(G, SLOT, G.l2 << 12 | RO)],
+    "read-only-entries-not-counted": [entry(G, SLOT, F << 12 | RO)],
+    "l1-validation-stops-early": [table(G, A, (1023, O.frame(5) << 12 | RWX)), G.extended(PIN_L1, G.frame(A))],
+    "l2-validation-stops-early": [table(G, B, (1007, O.l1 << 12 | RO)), G.extended(PIN_L2, G.frame(B))],
+    "rollback-incomplete": [table(G, B, (0, G.l1 << 12 | RO), (1, O.l1 << 12 | RO)), G.extended(PIN_L2, G.frame(B))],
+    "refused-table-keeps-its-type": [table(G, A, (0, O.frame(5) << 12 | RO)), G.extended(PIN_L1, G.frame(A))],
+    "flags-unchecked-in-validation": [table(G, A, (0, F << 12 | 0x101)), G.extended(PIN_L1, G.frame(A))],
+    "global-at-l1": [entry(G, SLOT, F << 12 | 0x101)],
+    "pat-at-l1": [entry(G, SLOT, F << 12 | 0x81)],
+    "pse-in-fast-path": [l2_entry(G, 768, G.l1 << 12 | 0xE7)],
+    "global-at-l2": [l2_entry(G, SLOT, G.l1 << 12 | 0x101)],
+    "first-xen-slot-open": [l2_entry(G, 1008, G.l1 << 12 | RO), G.load(Xen2003.HOLE)],
+    "last-xen-slots-open": [l2_entry(G, 1021, G.l1 << 12 | RO)],
+    "self-map-writable": [l2_entry(G, SLOT, G.l2 << 12 | RWX), G.store((SLOT << 22) + (768 << 12), 0)],
+    "self-map-turns-writable": [l2_entry(G, SLOT, G.l2 << 12 | RO), l2_entry(G, SLOT, G.l2 << 12 | RWX)],
+    "self-map-judged-as-l1": [l2_entry(G, SLOT, G.l2 << 12 | RO), G.call(MAP, (SLOT << 10) + 5, F << 12 | RO, 0)],
+    "no-flush-on-type-change": [*stale(G, 30), G.store(G.va(30), 0), G.extended(PIN_L1, F), G.store(G.va(30), F << 12 | RWX)],
+    "flush-decided-by-new-type": [table(G, A), G.extended(PIN_L1, G.frame(A)), *stale(G, 30), G.extended(UNPIN, G.frame(A)),
+                                  entry(G, A, G.frame(A) << 12 | PTE), G.load(G.va(30))],
+    "stale-time-stamp": [*stale(G, 30), G.store(G.va(30), 0), G.extended(PIN_L1, F), G.store(G.va(30), 8)],
+    "tlb-flush-ignored": [*stale(G, 30), G.extended(Xen2003.TLB_FLUSH), G.load(G.va(30))],
+    "invlpg-ignored": [*stale(G, 30), G.update((3, G.va(30) | Xen2003.INVLPG)), G.load(G.va(30))],
+    "flush-flag-ignored": [*stale(G, 30), G.unmap(31, Xen2003.UVMF_FLUSH), G.load(G.va(30))],
+    "invlpg-flag-ignored": [*stale(G, 30), G.unmap(30, Xen2003.UVMF_INVLPG), G.load(G.va(30))],
+    "no-flush-on-base-switch": [*stale(G, 30), G.extended(BASE, G.l2), G.load(G.va(30))],
+    "no-flush-on-domain-switch": [G.store(G.va(30), 7), O.load(O.va(30))],
+    "no-flush-before-reuse": [*stale(G, 30), G.decrease(F), G.increase(1), G.load(G.va(30))],
+    "batch-goes-on": [G.update((0, 0), (G.l1e(30), 0))],
+    "unreadable-request-invalid": [G.call(UPDATE, 0x1000, 1)],
+    "missing-table-invalid": [G.call(MAP, 0, 0, 0)],
+    "count-unsigned": [G.call(UPDATE, 0x1000, 0x80000000)],
+    "multicall-ignores-faults": [G.call(MULTI, 0x1000, 1)],
+    "unknown-memory-op-succeeds": [G.memory_op(2, size=0)],
+    "command-range-unchecked": [G.extended(Xen2003.TLB_FLUSH, 1200)],
+    "ldt-one-too-many": [G.update((0xC0001000 | 3, 8193 << 8 | Xen2003.SET_LDT))],
+    "pointer-range-unchecked": [G.call(UPDATE, Xen2003.GUEST_END, 1)],
+    "copy-ignores-read-only": [entry(G, 30, 0), G.decrease(F),
+                               G.call(MEMORY, G.va(2), data=((G.va(2), (Xen2003.INCREASE, 1, G.l1e(SLOT))),))],
+    "copy-runs-into-next-frame": [G.map(12, G.frame(40) << 12 | PTE, 2), G.store(G.va(12), F << 12 | RO),
+                                  G.call(UPDATE, G.va(12) - 4, 1, data=((G.va(12) - 4, (G.l1e(SLOT),)),)), G.load(G.l1e(SLOT))],
+    "normal-into-data": [G.update((G.va(30), 9))],
+    "unchecked-for-all": [table(G, A), G.update((G.va(A) | Xen2003.UNCHECKED, 9))],
+    "linear-map-open": [G.update(((Xen2003.LINEAR_SLOT << 22) + 4 * 0xC0000 + 4 * SLOT, F << 12 | RO))],
+    "increase-does-not-zero": [*stale(G, 30), G.decrease(F), G.increase(1), G.map(30, F << 12 | PTE), G.load(G.va(30))],
+    "increase-ignores-what-is-held": [G.increase(1)],
+    "increase-ignores-the-slack": [S.unmap(30), S.decrease(S.frame(30)), S.increase(1)],
+    "decrease-of-a-mapped-frame": [G.map(30, F << 12 | RO), G.decrease(F)],
+    "decrease-unpins": [table(G, A), G.extended(PIN_L1, G.frame(A)), G.unmap(A), G.decrease(G.frame(A))],
+    "decrease-undone-by-an-error": [G.unmap(30), G.decrease(F, 0), G.increase(1)],
+}
+
+SETUPS = {"increase-ignores-the-slack": SHORT}
+
+
+def come_out(target, setup, program):
+    """All that a program leaves behind."""
+    target.reset(setup)
+    return target.run(program), visible(target)
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_it_shows(only_target, name):
+    setup, program = SETUPS.get(name, SETUP), DETECT[name]
+    assert len(program) <= 8
+    clean = come_out(only_target, setup, program)
+    with planted(only_target, name) as plant:
+        assert plant.name == name
+        assert come_out(only_target, setup, program) != clean
+    assert come_out(only_target, setup, program) == clean
+    assert recount(only_target.hypervisor) == []
+
+
+@pytest.mark.parametrize(("name", "flags"), [("flags-unchecked-in-validation", 0x101), ("read-only-entries-not-counted", RO)])
+def test_it_shows_in_large_tables_too(only_target, name, flags):
+    program = [table(G, A, *many(flags)), G.extended(PIN_L1, G.frame(A))]
+    clean = come_out(only_target, SETUP, program)
+    with planted(only_target, name):
+        assert come_out(only_target, SETUP, program) != clean
+
+
+def test_there_are_enough_of_every_kind():
+    assert set(PLANTS) == set(DETECT)
+    assert len(PLANTS) >= 26
+    assert sum(bool(plant.historic) for plant in PLANTS.values()) >= 15
+    assert all(plant.summary.endswith(".") for plant in PLANTS.values())
+
+
+def test_afterwards_the_classes_are_as_they_were(only_target):
+    only_target.reset(SETUP)
+    before = dict(vars(Hypervisor)), dict(vars(Machine))
+    for name in PLANTS:
+        with planted(only_target, name):
+            assert (dict(vars(Hypervisor)), dict(vars(Machine))) != before
+    assert (dict(vars(Hypervisor)), dict(vars(Machine))) == before
+
+
+def test_a_plant_outlives_another_setup(only_target):
+    with planted(only_target, "pin-twice"):
+        only_target.reset(setup_of(1, 16, 700))
+        guest = Guest(setup_of(1, 16, 700), 0)
+        assert only_target.run([guest.extended(PIN_L2, guest.l2)])[0].value == 0
+
+
+def test_a_read_only_list_stays_as_it_was(only_target):
+    """What `copy-ignores-read-only` breaks, on the clean hypervisor."""
+    only_target.reset(SETUP)
+    assert only_target.run([*DETECT["copy-ignores-read-only"], G.load(G.l1e(SLOT)), G.load(G.va(LIST))])[-2].value == 0
