@@ -20,7 +20,6 @@ class Machine:
     `s` is the state (read-only here: transitions write it), `refusals` the conjuncts that refused during the last step,
     `choices` the looseness met.
     """
-    other_wings: ClassVar[frozenset[int]] = frozenset()     # hypercalls that exist, but not in this specification yet
     window: ClassVar[int] = 0                               # where the machine-to-physical words are published
 
     def __init__(self, setup: Setup, state: ConcreteState) -> None:

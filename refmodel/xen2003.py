@@ -21,8 +21,6 @@ class Machine2003(Machine):
     """The paper's Xen."""
     window: ClassVar[int] = X.HOLE
     COMMANDS: ClassVar[tuple[int, ...]] = (X.PIN_L1, X.PIN_L2, X.UNPIN, X.NEW_BASEPTR, X.TLB_FLUSH, X.INVLPG)
-    other_wings: ClassVar[frozenset[int]] = frozenset(range(X.LAST_HYPERCALL + 1)) - {
-        X.MMU_UPDATE, X.DOM_MEM_OP, X.MULTICALL, X.UPDATE_VA_MAPPING}
 
     @check("CALL-1", source="xen-2003.md §2 (W-21)")
     def hypercall(self, d: DomId, nr: int, args: tuple[int, ...]) -> int:
@@ -30,6 +28,7 @@ class Machine2003(Machine):
         a, b, c = (*args, 0, 0, 0)[:3]
         nr &= 0xFF
         try:
+            demand(nr <= X.LAST_HYPERCALL, "CALL-1.1", ENOSYS)      # the number is assigned
             if nr == X.MMU_UPDATE:
                 return self.mmu_update(d, a, b)
             if nr == X.UPDATE_VA_MAPPING:
@@ -38,13 +37,10 @@ class Machine2003(Machine):
                 return self.dom_mem_op(d, a)
             if nr == X.MULTICALL:
                 return self.multicall(d, a, b)
-            if nr in self.other_wings:
-                raise ModelError(f"hypercall {nr} belongs to a wing that is not built yet")
-            demand(nr <= X.LAST_HYPERCALL, "CALL-1.1", ENOSYS)      # the number is assigned
+            raise ModelError(f"hypercall {nr} belongs to a wing that is not built yet")
         except Error as error:
             self.note(error)
             return -error.errno
-        return 0
 
     # --- guest pointers ---
 
