@@ -128,13 +128,16 @@ def program_random(seed: int, index: int) -> random.Random:
 
 
 def machines(spec: CampaignSpec, target: Target) -> tuple[Setup, ...]:
-    """The machine that was asked for and, if it may vary, others: a pool at its limit, more domains, a domain of several tables."""
+    """The machine that was asked for and, if it may vary, others: a pool at its limit, more domains, two L1 tables."""
     asked = default_setup(spec.profile, target, domains=spec.domains, pages=spec.pages, frames=spec.frames)
     if not spec.varied:
         return (asked,)
-    entries = PROFILES[spec.profile].entries
-    least = spec.domains * (spec.pages + 1) + Xen2003.SLACK - 1     # with Xen's own frames: one short of what an increase needs
-    wanted = ((spec.domains, spec.pages, least + target.needs(least + asked.xen_frames)[0]), (3, 16, spec.frames), (1, entries + 76, spec.frames + 2 * entries))
+    profile = PROFILES[spec.profile]
+    free = Xen2003.SLACK - 1 if profile.guest_end else 1        # an increase by one frame fails, or only just not
+    least = spec.domains * (spec.pages + 1) + free
+    wanted = ((spec.domains, spec.pages, least + target.needs(least + asked.xen_frames)[0]),
+              (3, 16, spec.frames),
+              (1, profile.entries + 76, spec.frames + 2 * profile.entries))
     others = []
     for domains, pages, frames in wanted:
         try:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Final
 
-from spec.kernel import CONJUNCT_RULE, FAILED, HELD, RULES
+from spec.kernel import CONJUNCT_RULE, FAILED, HELD, RULES, Rule
 
 Coverage = dict[str, tuple[int, int]]           # conjunct -> (decided true, decided false); absent: neither
 Tallies = tuple[dict[str, int], dict[str, int]]
 
 TRUE: Final = "true"
 FALSE: Final = "false"
+CHECKS: Final = {"xen-2003": "refmodel/xen2003", "xen-4.17": "refmodel/xen417"}     # where a profile's own checks are
 
 
 def tallies() -> Tallies:
@@ -68,11 +69,16 @@ class RuleRow:
     never_false: tuple[str, ...]
 
 
-def rule_rows(coverage: Mapping[str, tuple[int, int]]) -> list[RuleRow]:
-    """A row for each rule that has conjuncts, in the order in which the rules were entered."""
+def concerns(rule: Rule, profile: str) -> bool:
+    """The rule is no check of the other profile's hypercalls.  No profile: every rule is meant."""
+    return not any(rule.file.startswith(where) for other, where in CHECKS.items() if profile and other != profile)
+
+
+def rule_rows(coverage: Mapping[str, tuple[int, int]], profile: str = "") -> list[RuleRow]:
+    """A row for each rule of the profile that has conjuncts, in the order in which the rules were entered."""
     rows = []
     for rule in RULES.values():
-        if not rule.conjuncts:
+        if not rule.conjuncts or not concerns(rule, profile):
             continue
         counts = {c.id: coverage.get(c.id, (0, 0)) for c in rule.conjuncts}
         rows.append(RuleRow(
@@ -92,9 +98,9 @@ class Share:
     both: int
 
 
-def share(coverage: Mapping[str, tuple[int, int]]) -> Share:
+def share(coverage: Mapping[str, tuple[int, int]], profile: str = "") -> Share:
     """The figures for one line of a report."""
-    rows = rule_rows(coverage)
+    rows = rule_rows(coverage, profile)
     return Share(rules=len(rows), rules_decided=sum(r.decided > 0 for r in rows),
                  conjuncts=sum(r.conjuncts for r in rows), both=sum(r.both for r in rows))
 
@@ -111,16 +117,19 @@ class Unreached:
 
 
 def unreached_list() -> list[Unreached]:
-    """The reasoned list `oracle/unreached.json`."""
-    text = files("oracle").joinpath("unreached.json").read_text(encoding="utf-8")
-    return [Unreached(**row) for row in json.loads(text)]
+    """The reasoned list `oracle/unreached.json`, in which conjuncts with the same reason stand together."""
+    groups = json.loads(files("oracle").joinpath("unreached.json").read_text(encoding="utf-8"))
+    return [Unreached(profile, conjunct, way, group["reason"]) for group in groups
+            for profile in group["profiles"] for conjunct in group["conjuncts"] for way in group["ways"]]
 
 
 def holes(coverage: Mapping[str, tuple[int, int]], profile: str) -> list[tuple[str, str]]:
     """Conjuncts that were not decided one way although the list does not excuse it: (conjunct, way)."""
     excused = {(u.conjunct, u.way) for u in unreached_list() if u.profile == profile}
     found = []
-    for conjunct in CONJUNCT_RULE:
+    for conjunct, rule in CONJUNCT_RULE.items():
+        if not concerns(RULES[rule], profile):
+            continue
         for way, n in zip((TRUE, FALSE), coverage.get(conjunct, (0, 0)), strict=True):
             if not n and (conjunct, way) not in excused:
                 found.append((conjunct, way))

@@ -94,7 +94,7 @@ class Generator:
         maps: Mapping[str, Mapping[int, int]] = machine.concrete.maps   # by plain numbers
         self.type, self.type_count, self.ref_count = maps["type"], maps["type_count"], maps["ref_count"]
         self.owner, self.pinned, self.base = maps["owner"], maps["pinned"], maps["base"]
-        self.pages, self.limit = maps["pages"], maps["limit"]
+        self.pages, self.limit, self.linear = maps["pages"], maps["limit"], maps["linear"]
         self.domains: Final = tuple(describe_domain(self.setup, d) for d in self.setup.domains)
         weighted = MOVES[self.setup.profile]
         self.moves: Final = tuple(fn for _, fn in weighted)

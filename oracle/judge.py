@@ -155,7 +155,8 @@ def outcome_verdict(machine: Machine, actions: Sequence[Action], outcomes: Seque
         direction = Direction.TOO_STRICT
     else:
         direction = Direction.DIFFERENT
-    rule = best.refusals[-1] if best.refusals else deciding_rule(machine, actions, outcomes, best)
+    refused = best.refusals and direction is not Direction.TOO_STRICT   # a multicall may refuse and succeed
+    rule = best.refusals[-1] if refused else deciding_rule(machine, actions, outcomes, best)
     summary = f"{describe(action)}: the model gives {show(action, mine)}, the target {show(action, seen)}"
     return Verdict(direction, at, rule, action_kind(action), summary, mine, seen, looseness=best.looseness, attempts=runs)
 

@@ -692,11 +692,11 @@ def call_words(g: Generator) -> tuple[int, ...]:
     if r < 0.6:
         return (UVM, target_va(g) >> 12, good_entry(g) if r < 0.5 else odd_entry(g), g.bits(2), 0, 0, 0, 0)
     if r < 0.7:
-        return (g.pick((0xCB, 21, 0xFF, 0x100 | UVM)), d_window_page(g), 0, 0, 0, 0, g.bits(32), 0)
+        return (g.pick((0xCB, 21, 0xFF, 0x100 | UVM)), window_page(g), 0, 0, 0, 0, g.bits(32), 0)
     return (MULTICALL if r < 0.75 else MMU_UPDATE, 0, 0, 0, 0, 0, 0, 0)
 
 
-def d_window_page(g: Generator) -> int:
+def window_page(g: Generator) -> int:
     """The page number of a window."""
     return g.pick(g.d.windows) >> 12
 
@@ -722,7 +722,7 @@ def multicall(g: Generator) -> Sequence[Action]:
         words = call_words(g)
         if words[0] in (MMU_UPDATE, MULTICALL):
             at = d.home + 0x2800 + 64 * i
-            listed = safe_request(g) if words[0] == MMU_UPDATE else (UVM, d_window_page(g), good_entry(g), 0, 0, 0, 0, 0)
+            listed = safe_request(g) if words[0] == MMU_UPDATE else (UVM, window_page(g), good_entry(g), 0, 0, 0, 0, 0)
             data.append((at, listed))
             words = (words[0], at, 1, 0, 0, 0, 0, 0)
         calls.extend(words)

@@ -621,6 +621,41 @@ def memory_odd(g: Generator) -> Sequence[Action]:
     return (Hypercall(d.dom, X.MEMORY_OP, (op, g.pick((*NOWHERE, *IN_XEN)))),)
 
 
+@move(12, NAME)
+def memory_corners(g: Generator) -> Sequence[Action]:
+    """Operations that go on where they never began, limits on address bits, sizes that overflow, lists in Xen's slots."""
+    d, r = g.d, g.random()
+    op = g.pick((X.INCREASE, X.DECREASE, X.POPULATE))
+    where = g.buffer(12)
+    if r < 0.25:                                # the number of the first extent, above the operation
+        more = g.pick((1, 2, 3)) << 6
+        words = (*reservation(where + 32, g.pick((0, 1, 2, 1 << 58)), 0), d.first + g.hot_page(), d.first + g.hot_page())
+        op = g.pick((op, op, X.CURRENT_RESERVATION, X.EXCHANGE))
+        return (Hypercall(d.dom, X.MEMORY_OP, (op | more, where), ((where, words),)),)
+    if r < 0.5:                                 # mem_flags: bits of an address
+        bits = g.pick((1, 12, 13, 19, 31, 32, 40))
+        words = (where + 32, 1, g.pick((0, 0, 1, 4)) | bits << 32, DOMID_SELF, g.below(d.pages))
+        return (*release(g), Hypercall(d.dom, X.MEMORY_OP, (g.pick((X.INCREASE, X.POPULATE)), where), ((where, words),)))
+    if r < 0.6:
+        words = (g.pick((d.dom, DOMID_SELF, 77)) | g.pick((0, 4)) << 32, 0, 0)
+        return (Hypercall(d.dom, X.MEMORY_OP, (g.pick((X.ADD_TO_PHYSMAP, X.REMOVE_FROM_PHYSMAP)), where), ((where, words),)),)
+    size = 1 << 63 if r < 0.7 else 1
+    given, wanted = (g.pick((where + 72, where + 72, IN_XEN[0])) for _ in range(2))
+    if r > 0.85:
+        wanted = g.pick((d.va_of(d.end - 1), 0x1000))
+    page = g.hot_page()
+    words = (*reservation(given, size, 1 if r < 0.7 else 0), *reservation(wanted, size, 1 if r < 0.7 else 0), 0, d.first + page)
+    return (update_with(g, d.home + (page << PAGE), 0, 2), Hypercall(d.dom, X.MEMORY_OP, (X.EXCHANGE, where), ((where, words),)))
+
+
+def release(g: Generator) -> Sequence[Action]:
+    """A frame is unmapped and given back."""
+    d, page = g.d, g.hot_page()
+    if page >= d.tables or g.owner[d.first + page] != d.dom:
+        return ()
+    return (update_with(g, d.home + (page << PAGE), 0, 2), memory_op(g, X.DECREASE, (d.first + page,), 1))
+
+
 # --- multicall ---------------------------------------------------------------------------------------------------------------
 
 def keeps_buffers(g: Generator) -> bool:
@@ -732,7 +767,7 @@ def other(g: Generator) -> Domain:
 
 def usually_privileged(g: Generator) -> bool:
     """Domain 0 acts on others all the time, others try it now and then."""
-    return g.d.dom == 0 or g.random() < 0.15
+    return g.d.dom == 0 or g.random() < 0.1
 
 
 @move(26, NAME)
@@ -745,7 +780,7 @@ def map_foreign(g: Generator) -> Sequence[Action]:
     entry = frame << PAGE | (0x67 if r < 0.5 or g.random() < 0.1 else 0x65)
     va = g.pick(g.d.windows[:4])
     domain = o.dom if o is not g.d else DOMID_SELF
-    if g.random() < 0.5:
+    if g.random() < 0.7:
         return (Hypercall(g.d.dom, X.UPDATE_VA_MAPPING_OTHERDOMAIN, (va, entry, FLUSHES[int(g.random() * 8)], domain)),)
     table, slot = slot_of(g, va)
     return (mmu_update(g, (at(table, slot), entry), domain),)
@@ -764,7 +799,8 @@ def edit_foreign(g: Generator) -> Sequence[Action]:
         return (mmu_update(g, (at(o.first + o.tables, o.pages + 1 + g.below(4)), target << PAGE | g.pick((0x67, 0x65))),
                            both if g.random() < 0.7 else DOMID_SELF | o.dom + 1 << 16),)
     if r < 0.5:
-        return (mmu_update(g, (at(o.end - 3, g.pick((1, 2))), g.pick((0, o.first + g.pick(o.spares) << PAGE | 7))), both),)
+        return (mmu_update(g, (at(o.end - 3, g.pick((1, 2))), g.pick((0, o.first + g.pick(o.spares) << PAGE | 7))),
+                           both if g.random() < 0.7 else DOMID_SELF | o.dom + 1 << 16),)
     if r < 0.65:
         return (mmu_update(g, (at(o.first + g.below(o.pages), 0, MACHPHYS), g.bits(64)), o.dom if g.random() < 0.8 else both),)
     if r < 0.8:
@@ -774,7 +810,7 @@ def edit_foreign(g: Generator) -> Sequence[Action]:
     return (extended(g, kind, frame, 0, o.dom),)
 
 
-@move(10, NAME)
+@move(6, NAME)
 def other_domain_odd(g: Generator) -> Sequence[Action]:
     """update_va_mapping_otherdomain with domains that are none, and reservations of others."""
     d, r = g.d, g.random()
@@ -783,6 +819,21 @@ def other_domain_odd(g: Generator) -> Sequence[Action]:
         return (Hypercall(d.dom, X.UPDATE_VA_MAPPING_OTHERDOMAIN, (g.pick(d.windows), odd_entry(g), 2, domain)),)
     o = other(g)
     return (memory_op(g, g.pick((X.DECREASE, X.INCREASE, X.POPULATE)), (o.first + g.pick(o.hot),), 1, domain=o.dom),)
+
+
+@move(20, NAME)
+def linear_chain(g: Generator) -> Sequence[Action]:
+    """Tables of one level use each other: a table that is used so may not use others, nor one that uses others be used."""
+    d = g.d
+    tables = [f for f in (*(d.first + p for p in d.spares), d.end - 1, d.end - 2, d.end - 3)
+              if L1 < g.type[f] <= L4 and g.type_count[f]]
+    by_level = [[f for f in tables if g.type[f] == level] for level in (4, 3, 2)]
+    same = next((fs for fs in by_level if len(fs) > 1), [])
+    if len(same) < 2:
+        return advance_table(g)
+    table, users = g.pick(same), [f for f in same if g.linear[f] > 0]
+    to = g.pick(users) if users and g.random() < 0.5 else g.pick(same)
+    return (mmu_update(g, (at(table, g.pick((3, 4, 255, 509))), to << PAGE | g.pick((1, 5, 5, 7)))),)
 
 
 @move(10, NAME)

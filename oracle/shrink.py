@@ -16,7 +16,7 @@ Run = Callable[[Sequence[Action]], Verdict | None]      # None: not a program (t
 
 # Hypercalls whose argument 0 is the address of a list and argument 1 its length: words of an entry.
 ENTRY_WORDS: Final = {Xen2003.MMU_UPDATE: 2, Xen2003.MULTICALL: 8, Xen417.MULTICALL: 8, Xen417.MMUEXT_OP: 3}
-MULTICALLS: Final = (Xen2003.MULTICALL, Xen417.MULTICALL)
+ENTRY_ARGS: Final = {Xen2003.MULTICALL: slice(1, 6), Xen417.MULTICALL: slice(2, 8)}     # of a multicall's entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +148,14 @@ def shorter_lists(call: Hypercall) -> Iterator[Hypercall]:
 
 def unwrapped(call: Hypercall) -> Iterator[Hypercall]:
     """A multicall's calls, made directly."""
-    if call.nr not in MULTICALLS or not call.args:
+    where = ENTRY_ARGS.get(call.nr)
+    if where is None or not call.args:
         return
     for i, (va, words) in enumerate(call.data):
         if va == call.args[0]:
             rest = call.data[:i] + call.data[i + 1:]
-            for start in range(0, len(words) - 5, 8):
-                yield Hypercall(call.dom, words[start], words[start + 1:start + 6], rest)
+            for start in range(0, len(words) - where.stop + 1, 8):
+                yield Hypercall(call.dom, words[start], words[start:start + 8][where], rest)
 
 
 def simpler_numbers(value: int) -> Iterator[int]:

@@ -16,7 +16,6 @@ from spec.reservation import assign, xen_keeps
 from spec.tables import write_data
 from spec.vocabulary import RETF, DomainSetup, Setup
 
-
 MOST_FRAMES = 1 << 24                       # 64 GB: what a model can hold
 
 
@@ -87,8 +86,11 @@ def publish(s: State, setup: Setup) -> None:
     for _level in range(p.root - 1, 1, -1):     # the upper tables of the window (4.17), in Xen's frames 1, 2, 3
         s.word[table, Index(0)] = (table + 1) << 12 | P | US | A
         table = Mfn(table + 1)
+    pages = -(-setup.frames // p.entries)
+    if table + (pages - 1) // p.entries >= setup.xen_frames:
+        raise SetupError("xen_frames", f"{setup.xen_frames} frames do not hold the tables that Xen publishes")
     rights = A | P if p.guest_end else A | P | US
-    for n in range(-(-setup.frames // p.entries)):
+    for n in range(pages):
         leaf = table + n // p.entries
         if n // p.entries and n % p.entries == 0:   # 4.17, more than 2 MB of words: another L1 table
             s.word[Mfn(table - 1), Index(n // p.entries)] = leaf << 12 | P | US | A

@@ -57,7 +57,7 @@ class Machine:
             if isinstance(action, Hypercall):
                 for va, words in action.data:
                     store_words(self.s, self.choices, DomId(d), va, words)
-                value = self.hypercall(DomId(d), action.nr, action.args)
+                value = self.enter(DomId(d), action)
                 return Outcome(value, chose=tuple(self.chose)) if self.chose else Outcome(value)
             if isinstance(action, Load):
                 return Outcome(load(self.s, self.choices, self, DomId(d), action.va, self._mode(action),
@@ -142,11 +142,14 @@ class Machine:
             refusal.noted = True
             self.refusals.append(refusal.rule)
 
-    def flush_if_due(self, d: DomId) -> None:
-        """What a hypercall asked to be flushed is flushed before the guest runs again."""
-        if self.flush_due:
+    def enter(self, d: DomId, action: Hypercall) -> int:
+        """A hypercall, and the way back: all flushes that it asked for or needed are as one, before the guest runs again (W-17)."""
+        clock = self.s.clock[CPU]
+        value = self.hypercall(d, action.nr, action.args)
+        if self.flush_due or self.s.clock[CPU] != clock:
             self.flush_due = False
             flush(self.s, d)
+        return value
 
     def free_frames(self) -> int:
         """The size of the pool."""

@@ -106,8 +106,6 @@ class Machine2003(Machine):
                 self.attempt(self.request, d, at)
         except Refused:
             return -EINVAL
-        finally:
-            self.flush_if_due(d)
         return 0
 
     def request(self, d: DomId, at: int) -> None:
@@ -241,7 +239,7 @@ class Machine2003(Machine):
         if flags & X.UVMF_INVLPG:
             self.invlpg(d, vpn << 12)
         if flags & X.UVMF_FLUSH:
-            flush(s, d)
+            self.flush_due = True
         return 0
 
     # --- dom_mem_op ---

@@ -34,12 +34,13 @@ class Permissive(Altered):
 
 
 class Strict(Altered):
-    """Says that a load from address 0xC0000000 on is refused."""
+    """Says that a load from the first word of a page is refused."""
 
     def alter(self, action: Action, outcome: Outcome) -> Outcome:
         """A value becomes a fault."""
-        done = isinstance(action, Load) and outcome.vector < 0 and action.va % 4096 == 0
-        return Outcome(0, 14, 0, action.va) if done else outcome
+        if isinstance(action, Load) and outcome.vector < 0 and action.va % 4096 == 0:
+            return Outcome(0, 14, 0, action.va)
+        return outcome
 
 
 def is_fatal(actions: Sequence[Action]) -> bool:

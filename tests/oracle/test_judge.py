@@ -33,7 +33,7 @@ def map_page(machine: Machine, page: int = 5, bits: int = 0x63, flags: int = 0, 
 
 
 def test_agreement(machine: Machine) -> None:
-    actions = [map_page(machine), Store(1, WINDOW, 7), Load(1, WINDOW)]
+    actions: list[Action] = [map_page(machine), Store(1, WINDOW, 7), Load(1, WINDOW)]
     outcomes = play(machine, actions)
     verdict = judge(machine, actions, outcomes, machine.observe())
     assert verdict.agrees
@@ -115,7 +115,8 @@ def test_a_trace_without_observation_is_judged_by_outcomes_alone(machine: Machin
 
 def stale(machine: Machine) -> list[Action]:
     """A mapping used for a store, taken away without a flush, and used again."""
-    return [map_page(machine), Store(1, WINDOW, 1), Hypercall(1, UVM, (WINDOW >> 12, 0, 0)), Store(1, WINDOW, 2), Load(1, HOME + 0x5000)]
+    unmap = Hypercall(1, UVM, (WINDOW >> 12, 0, 0))
+    return [map_page(machine), Store(1, WINDOW, 1), unmap, Store(1, WINDOW, 2), Load(1, HOME + 0x5000)]
 
 
 @pytest.mark.parametrize("option", [0, 1])

@@ -68,16 +68,17 @@ def test_batches_lose_entries_together_with_their_count() -> None:
     assert found.actions == (Hypercall(1, 1, (0xC0002000, 1), ((0xC0002000, (0, 0x77)),)),)
 
 
-def test_a_multicall_of_one_becomes_the_call() -> None:
-    inner = (19, 0xC0041, 0x55063, 0, 0, 0, 0, 0)
-
+@pytest.mark.parametrize(("nr", "inner", "direct"), [
+    (17, (19, 0xC0041, 0x55063, 0, 0, 0, 0, 0), Hypercall(1, 19, (0, 0x55063, 0, 0, 0))),
+    (13, (14, 0, 0xC0041000, 0x55063, 2, 0, 0, 0), Hypercall(1, 14, (0, 0x55063, 0, 0, 0, 0)))])
+def test_a_multicall_of_one_becomes_the_call(nr: int, inner: tuple[int, ...], direct: Hypercall) -> None:
     def run(actions: Sequence[Action]) -> Verdict | None:
         for i, a in enumerate(actions):
             if isinstance(a, Hypercall) and (0x55063 in a.args or any(0x55063 in words for _, words in a.data)):
                 return bug(i)
         return Verdict(Direction.AGREES, 0)
-    call = Hypercall(1, 17, (0xC0002000, 2), ((0xC0002000, (1, 2, 3, 0, 0, 0, 0, 0, *inner)),))
-    assert shrink([call], bug(0), run).actions == (Hypercall(1, 19, (0, 0x55063, 0, 0, 0)),)
+    call = Hypercall(1, nr, (0xC0002000, 2), ((0xC0002000, (1, 2, 3, 0, 0, 0, 0, 0, *inner)),))
+    assert shrink([call], bug(0), run).actions == (direct,)
 
 
 def test_the_kind_of_the_divergence_is_kept() -> None:
