@@ -3,6 +3,7 @@
 Nothing here decides; a transition refuses, and whoever began the entry rolls the state back.  A privileged domain acts for the
 owner of the frame that it uses.
 """
+from collections.abc import Callable
 from typing import cast
 
 from refmodel.state import ConcreteState
@@ -54,17 +55,17 @@ def get_type(s: State, d: DomId, f: Mfn, t: FrameType) -> None:
     if s.type_count[f] == 0 and s.owner[f] == d:
         settle(s, d, f, t)
         if t != WRITABLE:
-            validate(s, d, f, t)
+            validate(s, d, f, t, get_entry)
             return
     take_type(s, d, f, t)
 
 
-def validate(s: State, d: DomId, f: Mfn, t: FrameType) -> None:
-    """Check every entry of an idle frame that becomes a table, from slot 0 upwards."""
+def validate(s: State, d: DomId, f: Mfn, t: FrameType, get: Callable[[State, Mfn, int], None]) -> None:
+    """Check every entry of an idle frame that becomes a table, from slot 0 upwards; `get` takes the reference for one."""
     begin_type(s, d, f, t)
     for first, end in stretches(s, f, t):
         if first == end:
-            get_entry(s, f, s.word[f, first])
+            get(s, f, s.word[f, first])
             validate_entry(s, d, f)
         elif first < end:
             skip_absent(s, d, f, end)

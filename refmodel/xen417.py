@@ -1,6 +1,87 @@
-"""stub"""
-from refmodel.machine import Machine
+"""The machine of Xen 4.17: each hypercall in the ABI's order of checks (xen-4.17.md §4, §5, §10, §11; spec/RULINGS-4.17.md)."""
+from struct import pack, unpack
+from typing import ClassVar
+
+from refmodel.guest import ModelError, demand
+from refmodel.references import Error
+from refmodel.xen417_memory import MemoryCalls
+from refmodel.xen417_pointers import ADDRESSES, addr_ok
+from spec.abi import EFAULT, EINVAL, ENOSYS, Xen417
+from spec.kernel import DomId, check
+from spec.vocabulary import Action, Execute, Hypercall, Load, Outcome, Store
+from spec.x86.tlb import load_cr3
+
+X = Xen417
+WORD = 0xFFFFFFFF                           # counts and owners are 32-bit arguments
 
 
-class Machine417(Machine):
-    """stub"""
+class Machine417(MemoryCalls):
+    """The Xen that people run, with 64-bit PV guests."""
+    other_wings: ClassVar[frozenset[int]] = X.OTHER_CALLS
+    in_user_mode = False
+    in_multicall = False
+
+    # --- modes: the guest's kernel and its applications run in ring 3, on tables of their own ---
+
+    def step(self, action: Action, hint: Outcome | None = None) -> Outcome:
+        """Perform one action; a hypercall is the kernel's."""
+        if isinstance(action, Hypercall):
+            self.enter(action.dom, user=False)
+        return super().step(action, hint)
+
+    def reset(self) -> None:
+        """Back to the start of the machine."""
+        super().reset()
+        self.in_user_mode = False
+
+    def enter(self, d: int, user: bool) -> None:
+        """A change of mode loads CR3."""
+        if user != self.in_user_mode:
+            self.in_user_mode = user
+            load_cr3(self.s, DomId(d))
+
+    def _mode(self, action: Load | Store | Execute) -> bool:
+        user = super()._mode(action)
+        self.enter(action.dom, user)
+        return user
+
+    # --- hypercalls ---
+
+    @check("CALL-2", source="xen-4.17.md §1")
+    def hypercall(self, d: DomId, nr: int, args: tuple[int, ...]) -> int:
+        """RAX selects the call; a number that is not assigned gives -ENOSYS."""
+        a, b, c, e, _, _ = (*args, 0, 0, 0, 0, 0, 0)[:6]
+        try:
+            if nr == X.MMU_UPDATE:
+                return self.mmu_update(d, a, b & WORD, c, e & WORD)
+            if nr == X.UPDATE_VA_MAPPING:
+                return self.update_va_mapping(d, a, b, c, d)
+            if nr == X.UPDATE_VA_MAPPING_OTHERDOMAIN:
+                return self.update_va_mapping_otherdomain(d, a, b, c, e)
+            if nr == X.MMUEXT_OP:
+                return self.mmuext_op(d, a, b & WORD, c, e & WORD)
+            if nr == X.MEMORY_OP:
+                return self.memory_op(d, a, b)
+            if nr in self.other_wings:
+                raise ModelError(f"hypercall {nr} belongs to a wing that is not built yet")
+            demand(nr == X.MULTICALL, "CALL-2.1", ENOSYS)           # the number is assigned
+            return self.multicall(d, a, b & WORD)
+        except Error as error:
+            self.note(error)
+            return -error.errno
+
+    @check("MULTI-2", source="xen-4.17.md §11 multicall")
+    def multicall(self, d: DomId, calls: int, count: int) -> int:
+        """A list of calls is made in order, and the result of each is written into the list; lists are not nested."""
+        demand(not self.in_multicall, "MULTI-2.1", EINVAL)          # the call is not in a list itself
+        demand(addr_ok(calls), "MULTI-2.2", EFAULT)                 # the list starts outside Xen's slots
+        self.in_multicall = True
+        try:
+            for n in range(count):
+                at = (calls + 64 * n) % ADDRESSES
+                op, _, *args = unpack("<8Q", self.read(d, at, 64))
+                result = self.hypercall(d, op, tuple(args))
+                self.write(d, (at + 8) % ADDRESSES, pack("<q", result))
+        finally:
+            self.in_multicall = False
+        return 0

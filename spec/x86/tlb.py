@@ -6,7 +6,7 @@ A walk on its way (`walk`, `walk_level`) stands also for a paging-structure cach
 from spec.abi import RW, US, A, D, G, P
 from spec.frames import mfn_of
 from spec.kernel import CPU, DomId, Index, State, Tag, Vpn, guard, predicate, require, transition
-from spec.tables import is_xen_slot, not_
+from spec.tables import is_xen_slot
 from spec.x86.paging import THROUGH_XEN, combine, index_at, is_leaf, mark_used, root_of, walk
 
 
@@ -127,6 +127,6 @@ def guest_store(s: State, d: DomId, tag: Tag, i: Index, value: int) -> None:
     require(is_live(s, d, tag), "STORE-1.1")        # the translation may still be used
     require(e & RW != 0, "STORE-1.2")               # it lets the page be written
     require(e & D != 0, "STORE-1.3")                # and the page table says so (the dirty bit was set)
-    require(not_((tag & 1) != 0), "STORE-1.4")      # it is one for data
+    require(tag & 1 == 0, "STORE-1.4")              # it is one for data
     require(i < s.profile.entries, "STORE-1.5")     # the word is in the page
     s.word[mfn_of(s, e), i] = value
