@@ -55,15 +55,17 @@ class Machine:
         self.refusals, self.hint, self.chose = [], hint, []
         try:
             if isinstance(action, Hypercall):
+                self.enter_mode(DomId(d), False)
                 for va, words in action.data:
                     store_words(self.s, self.choices, DomId(d), va, words)
-                value = self.enter(DomId(d), action)
+                value = self.call(DomId(d), action)
                 return Outcome(value, chose=tuple(self.chose)) if self.chose else Outcome(value)
+            self.enter_mode(DomId(d), action.user)
             if isinstance(action, Load):
-                return Outcome(load(self.s, self.choices, self, DomId(d), action.va, self._mode(action),
+                return Outcome(load(self.s, self.choices, self, DomId(d), action.va, action.user,
                                     hint.value if hint is not None and hint.vector < 0 else None))
             if isinstance(action, Store):
-                store(self.s, self.choices, DomId(d), action.va, action.value, self._mode(action))
+                store(self.s, self.choices, DomId(d), action.va, action.value, action.user)
                 return Outcome()
             return self._execute(action)
         except Fault as fault:
@@ -142,14 +144,17 @@ class Machine:
             refusal.noted = True
             self.refusals.append(refusal.rule)
 
-    def enter(self, d: DomId, action: Hypercall) -> int:
-        """A hypercall, and the way back: all flushes that it asked for or needed are as one, before the guest runs again (W-17)."""
+    def call(self, d: DomId, action: Hypercall) -> int:
+        """A hypercall, and the way back: all flushes that it asked for or needed are as one, before the guest runs (W-17)."""
         clock = self.s.clock[CPU]
         value = self.hypercall(d, action.nr, action.args)
         if self.flush_due or self.s.clock[CPU] != clock:
             self.flush_due = False
             flush(self.s, d)
         return value
+
+    def enter_mode(self, d: DomId, user: bool) -> None:
+        """Kernel or application: on x86-32 they share their tables, and there is nothing to do."""
 
     def free_frames(self) -> int:
         """The size of the pool."""
@@ -174,13 +179,8 @@ class Machine:
         self.current = d
         flush(self.s, DomId(d))             # W-18
 
-    def _mode(self, action: Load | Store | Execute) -> bool:
-        if action.user and self.profile.user_root and not self.s.has_user[DomId(action.dom)]:
-            raise ModelError(f"domain {action.dom} has no root table for user mode")
-        return action.user
-
     def _execute(self, action: Execute) -> Outcome:
-        byte = fetch_byte(self.s, self.choices, self, DomId(action.dom), action.va, self._mode(action))
+        byte = fetch_byte(self.s, self.choices, self, DomId(action.dom), action.va, action.user)
         if byte != RETF:
             raise ModelError(f"domain {action.dom} would execute byte {byte:#x} at {action.va:#x}, which is no far return")
         return Outcome()

@@ -8,7 +8,6 @@ from refmodel.xen417_memory import MemoryCalls
 from refmodel.xen417_pointers import ADDRESSES, addr_ok
 from spec.abi import EFAULT, EINVAL, ENOSYS, Xen417
 from spec.kernel import DomId, check
-from spec.vocabulary import Action, Execute, Hypercall, Load, Outcome, Store
 from spec.x86.tlb import load_cr3
 
 X = Xen417
@@ -23,27 +22,18 @@ class Machine417(MemoryCalls):
 
     # --- modes: the guest's kernel and its applications run in ring 3, on tables of their own ---
 
-    def step(self, action: Action, hint: Outcome | None = None) -> Outcome:
-        """Perform one action; a hypercall is the kernel's."""
-        if isinstance(action, Hypercall):
-            self.enter(action.dom, user=False)
-        return super().step(action, hint)
-
     def reset(self) -> None:
         """Back to the start of the machine."""
         super().reset()
         self.in_user_mode = False
 
-    def enter(self, d: int, user: bool) -> None:
+    def enter_mode(self, d: DomId, user: bool) -> None:
         """A change of mode loads CR3."""
+        if user and not self.s.has_user[d]:
+            raise ModelError(f"domain {d} has no root table for user mode")
         if user != self.in_user_mode:
             self.in_user_mode = user
-            load_cr3(self.s, DomId(d))
-
-    def _mode(self, action: Load | Store | Execute) -> bool:
-        user = super()._mode(action)
-        self.enter(action.dom, user)
-        return user
+            load_cr3(self.s, d)
 
     # --- hypercalls ---
 
