@@ -146,7 +146,7 @@ def test_change_of_type_by_uvm_flushes_before_the_guest_runs(xen2):
     assert xen2.extended(1, X.UNPIN, xen2.frame(1, 5)) == 0
     before = xen2.m.s.clock[0]
     assert xen2.uvm(1, xen2.va(5), xen2.frame(1, 5) << 12 | P | RW) == 0
-    assert xen2.m.s.clock[0] == before + 1
+    assert xen2.m.s.clock[0] > before
 
 
 # --- dom_mem_op --------------------------------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ def test_increase_hands_out_zeroed_frames_after_a_flush(xen2):
     assert xen2.resize(1, X.INCREASE, 0) == 1
     f = xen2.load(1, xen2.va(2, 64)).value
     assert f == xen2.frame(1, 5)
-    assert xen2.m.s.clock[0] == before + 1
+    assert xen2.m.s.clock[0] > before
     assert xen2.word(f, 0) == 0
     assert xen2.count(f) == (0, 0, 0)
 

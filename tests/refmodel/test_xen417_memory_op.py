@@ -240,7 +240,7 @@ def test_released_frame_comes_back_after_a_flush_as_it_was(xen):
     give(xen, 1, 5)
     before = xen.m.s.clock[0]
     assert xen.reserve(1, X.INCREASE, 0) == 1
-    assert xen.m.s.clock[0] == before + 1
+    assert xen.m.s.clock[0] > before
     f = xen.listed(1, 0)
     assert f == xen.frame(1, 5)
     assert xen.word(f, 0) == 4711
