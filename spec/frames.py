@@ -26,14 +26,27 @@ def is_upper(s: State, t: FrameType) -> bool:
 
 
 @predicate
+def may_walk(s: State, d: DomId, f: Mfn) -> bool:
+    """A domain's walks may go through its own tables, a privileged one's through any domain's; through no loan."""
+    o = s.owner[f]
+    if o == NOBODY or o == DOMID_XEN:
+        return False
+    return o == d or s.privileged[d]
+
+
+@predicate
 def may_use(s: State, d: DomId, f: Mfn) -> bool:
     """A domain may use its own frames, and those lent to it; a privileged one any frame that some domain owns (W-1)."""
     o = s.owner[f]
-    if o == d:
-        return True
     if o == NOBODY or o == DOMID_XEN:
         return False
-    return s.privileged[d] or s.lent[d, f] == s.term[f]
+    return o == d or s.privileged[d] or s.lent[d, f] == s.term[f]
+
+
+@predicate
+def may_name(s: State, d: DomId, t: FrameType, f: Mfn) -> bool:
+    """An entry of a table of type t may name the frame, if d owns the table: loans are for mappings only."""
+    return may_use(s, d, f) if t == L1 else may_walk(s, d, f)
 
 
 @predicate

@@ -2,8 +2,8 @@
 from collections.abc import Callable
 from typing import Final
 
-from spec.abi import DOMID_XEN, L1, NOBODY, RW, US, WRITABLE, P
-from spec.frames import LINEAR, PLAIN, TYPED, is_table, may_use, mfn_of, refers_by
+from spec.abi import DOMID_XEN, L1, NOBODY, RW, US, WRITABLE, A, P
+from spec.frames import LINEAR, PLAIN, TYPED, is_table, may_name, may_use, may_walk, mfn_of, refers_by
 from spec.kernel import CPU, DomId, Index, Mfn, State, Tag, counting, invariant, predicate
 from spec.tables import is_writable_self_map, is_xen_slot, legal_bits, xen_entry
 from spec.x86.paging import THROUGH_XEN
@@ -24,6 +24,12 @@ def within(s: State, d: DomId, f: Mfn) -> bool:
         return True
     return (s.owner[f] == NOBODY and waits(s, f)
             and (s.last_owner[f] == d or s.privileged[d] or s.lent[d, f] == s.term[f]))
+
+
+@predicate
+def within_walk(s: State, d: DomId, f: Mfn) -> bool:
+    """The same for tables: a walk may be in it, or might be until it was freed."""
+    return may_walk(s, d, f) or (s.owner[f] == NOBODY and waits(s, f) and (s.last_owner[f] == d or s.privileged[d]))
 
 
 @predicate
@@ -66,7 +72,7 @@ def frame_is_consistent(s: State, f: Mfn) -> bool:
 def free_frame_is_unused(s: State, f: Mfn) -> bool:
     """A frame of no domain has no reference, and refers to nothing."""
     if s.owner[f] == NOBODY or s.owner[f] == DOMID_XEN:
-        return s.ref_count[f] == 0 and s.upto[f] == 0 and not s.alloc[f]
+        return s.ref_count[f] == 0 and s.upto[f] == 0 and not s.alloc[f] and s.term[f] >= 0
     return s.term[f] > 0
 
 
@@ -79,7 +85,7 @@ def checked_entry_is_legal(s: State, g: Mfn, i: Index) -> bool:
         return True
     e = s.word[g, i]
     if is_xen_slot(s, t, i):
-        return e == xen_entry(s, g, i)
+        return e | A == xen_entry(s, g, i) | A      # the processor may have marked it
     if e & P == 0:
         return True
     if not legal_bits(s, t, e) or is_writable_self_map(s, g, t, e):
@@ -87,7 +93,7 @@ def checked_entry_is_legal(s: State, g: Mfn, i: Index) -> bool:
     f = mfn_of(s, e)
     if t != L1 and f == g:
         return True
-    if not may_use(s, s.owner[g], f):
+    if not may_name(s, s.owner[g], t, f):
         return False
     if t == L1:
         return e & RW == 0 or (s.type[f] == WRITABLE and s.type_count[f] > 0)
@@ -102,7 +108,7 @@ def left_entry_is_harmless(s: State, g: Mfn, i: Index) -> bool:
         return True
     t, e = s.type[g], s.word[g, i]
     if is_xen_slot(s, t, i):
-        return e == xen_entry(s, g, i)
+        return e | A == xen_entry(s, g, i) | A      # the processor may have marked it
     if e & P == 0:
         return True
     if not legal_bits(s, t, e) or is_writable_self_map(s, g, t, e):
@@ -114,7 +120,7 @@ def left_entry_is_harmless(s: State, g: Mfn, i: Index) -> bool:
         return False
     if t == L1:
         return e & RW == 0 or (s.type[f] == WRITABLE and (s.type_count[f] > 0 or waits(s, f)))
-    return walkable(s, f) and lower_type(s, g, e)
+    return within_walk(s, d, f) and walkable(s, f) and lower_type(s, g, e)
 
 
 @invariant("XEN-1", keys=("index",), source="xen-2003.md §1; xen-4.17.md §2")
@@ -133,11 +139,11 @@ def base_is_a_checked_root(s: State, d: DomId) -> bool:
     """A base register holds a validated root table that the domain may use."""
     if s.has_base[d]:
         f = s.base[d]
-        if not (may_use(s, d, f) and s.type[f] == s.profile.root and s.validated[f]):
+        if not (may_walk(s, d, f) and s.type[f] == s.profile.root and s.validated[f]):
             return False
     if s.has_user[d]:
         f = s.user_base[d]
-        if not (s.profile.user_root and may_use(s, d, f) and s.type[f] == s.profile.root and s.validated[f]):
+        if not (s.profile.user_root and may_walk(s, d, f) and s.type[f] == s.profile.root and s.validated[f]):
             return False
     return not (d == NOBODY or d == DOMID_XEN) or not (s.has_base[d] or s.has_user[d])
 
@@ -192,7 +198,7 @@ def walk_is_in_a_checked_table(s: State, d: DomId, tag: Tag) -> bool:
     if way & THROUGH_XEN != 0:
         return way & RW == 0
     f = mfn_of(s, way)
-    return within(s, d, f) and walkable(s, f) and number <= s.type[f] and (number == s.type[f] or way & RW == 0)
+    return within_walk(s, d, f) and walkable(s, f) and number <= s.type[f] and (number == s.type[f] or way & RW == 0)
 
 
 # --- exact counting ----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """What holds a table in use from outside the tables: pins and base registers; and the machine-to-physical words."""
 from spec.abi import DOMID_XEN, NOBODY
-from spec.frames import is_table, may_use
+from spec.frames import is_table, may_walk
 from spec.kernel import DomId, Mfn, State, predicate, require, transition
 from spec.tables import not_
 
@@ -29,13 +29,13 @@ def clear_pinned(s: State, d: DomId, f: Mfn) -> None:
 @predicate
 def is_root(s: State, d: DomId, f: Mfn) -> bool:
     """A table that the domain's base register may hold."""
-    return may_use(s, d, f) and s.type[f] == s.profile.root and s.validated[f]
+    return may_walk(s, d, f) and s.type[f] == s.profile.root and s.validated[f]
 
 
 @transition("BASE-1", source="SOSP'03 §3.3.3; xen-2003.md §4.4 NEW_BASEPTR; xen-4.17.md §5", keys=("dom", "frame"))
 def load_base(s: State, d: DomId, f: Mfn) -> None:
     """The base register holds a validated root table, by one typed reference; the old one's comes into hand."""
-    require(may_use(s, d, f), "BASE-1.1")           # the domain may use the frame
+    require(may_walk(s, d, f), "BASE-1.1")           # the domain may use the frame
     require(s.type[f] == s.profile.root, "BASE-1.2")    # it is a root table
     require(s.validated[f], "BASE-1.3")             # that has been checked
     require(s.held_type[f] > 0, "BASE-1.4")         # a typed reference is in hand
@@ -50,7 +50,7 @@ def load_base(s: State, d: DomId, f: Mfn) -> None:
 def load_user_base(s: State, d: DomId, f: Mfn) -> None:
     """User mode has a root table of its own (4.17), held in the same way."""
     require(s.profile.user_root, "BASE-2.1")        # the profile has one
-    require(may_use(s, d, f), "BASE-2.2")           # the domain may use the frame
+    require(may_walk(s, d, f), "BASE-2.2")           # the domain may use the frame
     require(s.type[f] == s.profile.root, "BASE-2.3")    # it is a root table
     require(s.validated[f], "BASE-2.4")             # that has been checked
     require(s.held_type[f] > 0, "BASE-2.5")         # a typed reference is in hand

@@ -1,6 +1,6 @@
 """Page tables: which entries are legal, how a table is validated and drained, and how one entry is replaced."""
 from spec.abi import GUEST_KERNEL, L1, RW, US, WRITABLE, A, G, P
-from spec.frames import LINEAR, NOTHING, PLAIN, is_idle, is_table, may_become, may_use, mfn_of, refers_by
+from spec.frames import LINEAR, NOTHING, PLAIN, is_idle, is_table, may_become, may_name, mfn_of, refers_by
 from spec.kernel import DomId, FrameType, Index, Mfn, State, guard, predicate, require, transition
 
 # --- entries -----------------------------------------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ def require_entry(s: State, g: Mfn, t: FrameType, e: int, need: int) -> None:
         require(not_(is_writable_self_map(s, g, t, e)), "ENTRY-1.2")    # a table may map itself, read-only (W-3)
         return
     f = mfn_of(s, e)
-    require(may_use(s, s.owner[g], f), "ENTRY-1.3")     # the owner of the table may use the frame (W-2)
+    require(may_name(s, s.owner[g], t, f), "ENTRY-1.3")     # the owner of the table may use the frame (W-2)
     if need == PLAIN:
         require(s.held[f] > 0, "ENTRY-1.4")             # a plain reference to it is in hand
         return

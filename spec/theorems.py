@@ -4,7 +4,7 @@ from spec.frames import is_table, may_use, mfn_of
 from spec.kernel import DomId, State, Tag, theorem
 from spec.tables import is_xen_slot, legal_bits
 from spec.x86.paging import THROUGH_XEN, Fault, root_of, walk
-from spec.x86.tlb import in_segment, is_live
+from spec.x86.tlb import has_root, in_segment, is_live
 
 # `d` is an unprivileged domain, `va` any address that it can form.
 
@@ -13,7 +13,7 @@ from spec.x86.tlb import in_segment, is_live
 def every_walk_ends_in_a_fault_or_an_own_frame(s: State, d: DomId, va: int, user: bool, fetch: bool) -> bool:
     """Whatever its tables say, an unprivileged domain reads and executes only frames that it owns or was lent, or what Xen
     published."""
-    if s.privileged[d] or not s.has_base[d] or not in_segment(s, va):
+    if s.privileged[d] or not has_root(s, d, user) or not in_segment(s, va):
         return True
     try:
         found, _ = walk(s, root_of(s, d, user), va, user or not s.profile.ring1_kernel, False, fetch)
@@ -26,7 +26,7 @@ def every_walk_ends_in_a_fault_or_an_own_frame(s: State, d: DomId, va: int, user
 def every_writable_walk_ends_in_a_writable_own_frame(s: State, d: DomId, va: int, user: bool) -> bool:
     """Every page that the processor lets an unprivileged domain write is a frame that it may use and that serves as nothing but
     writable memory: never a page table, nor Xen's."""
-    if s.privileged[d] or not s.has_base[d] or not in_segment(s, va):
+    if s.privileged[d] or not has_root(s, d, user) or not in_segment(s, va):
         return True
     try:
         found, _ = walk(s, root_of(s, d, user), va, user or not s.profile.ring1_kernel, True, False)
@@ -48,7 +48,7 @@ def no_stale_translation_writes_a_table(s: State, d: DomId, tag: Tag) -> bool:
 @theorem("PTV-1", keys=("dom", "vaddr", "bool"), source="SOSP'03 §3.3.3")
 def every_entry_walked_was_checked(s: State, d: DomId, va: int, user: bool) -> bool:
     """Every entry that the processor uses lies in a validated table, is within what was checked, and is legal or Xen's own."""
-    if s.privileged[d] or not s.has_base[d] or not in_segment(s, va):
+    if s.privileged[d] or not has_root(s, d, user) or not in_segment(s, va):
         return True
     try:
         found, used = walk(s, root_of(s, d, user), va, user or not s.profile.ring1_kernel, False, False)

@@ -7,7 +7,7 @@ from spec.abi import RW, US, A, D, G, P
 from spec.frames import mfn_of
 from spec.kernel import CPU, DomId, Index, State, Tag, Vpn, guard, predicate, require, transition
 from spec.tables import is_xen_slot
-from spec.x86.paging import THROUGH_XEN, combine, index_at, is_leaf, mark_used, root_of, walk
+from spec.x86.paging import THROUGH_XEN, combine, index_at, is_leaf, leaf_frame, mark_used, root_of, walk
 
 
 def tag_of(v: Vpn, fetch: bool) -> Tag:
@@ -30,6 +30,14 @@ def is_walking(s: State, d: DomId, tag: Tag) -> bool:
 
 
 @predicate
+def has_root(s: State, d: DomId, user: bool) -> bool:
+    """There is a table for CR3: 4.17 has one for user mode, if the domain gave one."""
+    if s.profile.user_root and user:
+        return s.has_user[d]
+    return s.has_base[d]
+
+
+@predicate
 def in_segment(s: State, va: int) -> bool:
     """Segment limits keep the guest of x86-32 out of Xen's slots, but for the published window."""
     return s.profile.guest_end == 0 or va < s.profile.guest_end
@@ -40,7 +48,7 @@ def in_segment(s: State, va: int) -> bool:
 @transition("TLB-1", source="SDM 3A §4.10.2, §4.8", keys=("dom", "vaddr", "bool", "bool", "bool"))
 def tlb_fill(s: State, d: DomId, va: int, user: bool, write: bool, fetch: bool) -> None:
     """The processor may walk for any page at any time, marks the entries that it used, and may keep the result."""
-    require(s.has_base[d], "TLB-1.1")               # the domain has tables to walk
+    require(has_root(s, d, user), "TLB-1.1")        # the domain has tables to walk
     require(in_segment(s, va), "TLB-1.2")           # the address is one that a guest can form
     # the guest kernel of x86-64 is a user for the walk
     found, used = walk(s, root_of(s, d, user), va, user or not s.profile.ring1_kernel, write, fetch)
@@ -54,7 +62,7 @@ def tlb_fill(s: State, d: DomId, va: int, user: bool, write: bool, fetch: bool) 
 @transition("TLB-2", source="SDM 3A §4.10.3", keys=("dom", "vaddr", "bool"))
 def walk_start(s: State, d: DomId, va: int, user: bool) -> None:
     """A walk need not be atomic: it starts at the base and goes on at any time, or is forgotten."""
-    require(s.has_base[d], "TLB-2.1")               # the domain has tables to walk
+    require(has_root(s, d, user), "TLB-2.1")        # the domain has tables to walk
     require(in_segment(s, va), "TLB-2.2")           # the address is one that a guest can form
     tag = tag_of(Vpn(va >> 12), False)
     s.walk[d, tag] = (root_of(s, d, user) << 12) | RW | US | P
@@ -87,7 +95,7 @@ def step(s: State, d: DomId, tag: Tag, va: int, number: int) -> None:
     s.word[table, i] = e | A
     to = tag_of(Vpn(va >> 12), False)
     if is_leaf(level, number, e):
-        s.tlb[d, to] = (mfn_of(s, e) << 12) | rights | (e & (G | D)) | P
+        s.tlb[d, to] = (leaf_frame(s.profile.geometry, level, e, va) << 12) | rights | (e & (G | D)) | P
         s.tlb_clock[d, to] = s.clock[CPU]
         s.tlb_cr3[d, to] = s.cr3_clock[CPU]
     else:
