@@ -1,5 +1,4 @@
 """Frames: how references are taken and dropped."""
-import pytest
 
 from spec.abi import DOMID_XEN, L1, NOBODY, WRITABLE
 from spec.frames import drop_ref, drop_type, may_use, refers_by, take_ref, take_type
