@@ -9,12 +9,11 @@ import mmap
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
-import bochscpu
-import bochscpu.cpu
-import bochscpu.memory
-
 from emulator.errors import HarnessError
+from emulator.wheel import load_bochs
 from spec.abi import PAGE_SIZE
+
+bochscpu: Final = load_bochs()
 
 Doorbell = Callable[[Any, int, int, int], None]
 
