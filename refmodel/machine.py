@@ -35,6 +35,7 @@ class Machine:
         self.handed_out: set[int] = set()
         self.hint: Outcome | None = None
         self.chose: list[int] = []
+        self.pool_size = setup.frames - setup.xen_frames - sum(d.pages + 1 for d in setup.domains)
         self.mirror = Mirror(state, self.domids, setup.xen_frames, self.pool_start)
 
     # --- the outside ---
@@ -157,9 +158,10 @@ class Machine:
         """Kernel or application: on x86-32 they share their tables, and there is nothing to do."""
 
     def free_frames(self) -> int:
-        """The size of the pool."""
-        s = self.s
-        return self.setup.frames - self.setup.xen_frames - sum(s.pages[DomId(d)] for d in self.domids)
+        """The size of the pool: what it was at boot, and what came and went since."""
+        owner = self.s.owner
+        touched = self.released | self.handed_out
+        return self.pool_size + sum((owner[Mfn(f)] == NOBODY) - self.mirror.was_free(f) for f in touched)
 
     def next_free(self) -> Mfn:
         """The frame to hand out: the one that the other machine chose, else the lowest free one."""

@@ -11,7 +11,8 @@ from refmodel.state import ConcreteState
 from spec.abi import NOBODY, TYPE_NAMES, A
 from spec.vocabulary import FREE_FRAME, Observation, pack_frame, unpack_frame
 
-FRAME_MAPS = ("owner", "type", "type_count", "ref_count", "alloc", "pinned")
+VISIBLE = {"owner": "frame", "type": "frame", "type_count": "frame", "ref_count": "frame", "alloc": "frame", "pinned": "frame",
+           "m2p": "m2p", "word": "word"}      # maps that show, by the part of an observation that they show in
 MARGIN = 1024                               # frames beyond the domains that the arrays hold from the start
 Words = npt.NDArray[Any]
 
@@ -50,6 +51,10 @@ class Mirror:
             return FREE_FRAME
         return pack_frame(owner, m["type"][f], m["type_count"][f], m["ref_count"][f] - m["alloc"][f], m["pinned"][f])
 
+    def was_free(self, f: int) -> bool:
+        """The frame was in the pool at the start."""
+        return f >= self.end or bool(self.frames[f] == FREE_FRAME)
+
     def grow(self, capacity: int) -> None:
         """Make room for more frames; those beyond the start are free."""
         more = capacity - self.capacity
@@ -64,9 +69,9 @@ class Mirror:
     def present(self, extent: int) -> tuple[Words, Words, dict[int, dict[int, int]]]:
         """Frame words and machine-to-physical words of [0, extent), and the changed words of memory by frame."""
         self.grow(extent)
-        changed = self.state.changed((*FRAME_MAPS, "m2p", "word"))
+        changed = self.state.changed(VISIBLE)
         frames, m2p = self.frames[:extent].copy(), self.m2p[:extent].copy()
-        for f in set().union(*(changed[name] for name in FRAME_MAPS)):
+        for f in changed["frame"]:
             if f < extent:
                 frames[f] = self.frame_word(f)
         for f in changed["m2p"]:
@@ -84,7 +89,8 @@ class Mirror:
 
     def base(self) -> dict[int, int]:
         """The root table of every domain."""
-        return {d: self.state.maps["base"][d] for d in self.domids}
+        base = self.state.maps["base"]
+        return {d: base[d] for d in self.domids}
 
     def observe(self, extent: int) -> Observation:
         """The model as a target would show itself."""
@@ -107,8 +113,10 @@ class Mirror:
         out += [Difference("m2p", f"frame {f}", int(m2p[f]), int(seen), "M2P-1") for f, seen in
                 unlike(m2p, np.frombuffer(other.m2p, self.dtype), ones)]
         out += self.memory_differences(words, other, choices, full)
-        out += [Difference("base", f"domain {d}", f, other.base.get(d, -1), "BASE-1")
-                for d, f in self.base().items() if other.base.get(d, -1) != f]
+        base = self.base()
+        if base != other.base:
+            out += [Difference("base", f"domain {d}", f, other.base.get(d, -1), "BASE-1")
+                    for d, f in base.items() if other.base.get(d, -1) != f]
         return out
 
     def frame_difference(self, f: int, mine: int, seen: int) -> Difference:
@@ -137,8 +145,9 @@ class Mirror:
                 mine = self.words[:rows]
                 bad = [] if np.array_equal(mine, seen) else [(int(r), int(i)) for r, i in np.argwhere(mine != seen)]
             else:
-                bad = [(f - low, i) for f in words if f - low < len(seen)
-                       for i in np.flatnonzero(self.words[f - low] != seen[f - low]).tolist()]
+                changed = np.array([f - low for f in words if f - low < len(seen)], dtype=np.intp)
+                unlike_rows, columns = np.nonzero(self.words[changed] != seen[changed])
+                bad = [(int(changed[r]), int(i)) for r, i in zip(unlike_rows, columns, strict=True)]
             return [d for r, i in bad if (d := self.word_difference(r, i, int(seen[r, i]), choices))]
         finally:
             for r, i, w in saved:

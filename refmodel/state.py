@@ -1,5 +1,5 @@
 """Concrete states: dicts with one undo log; an absent key has the neutral value of its kind."""
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 from spec.abi import NOBODY, P
@@ -88,12 +88,14 @@ class ConcreteState:
                 words.rows[key[0]][key[1]] = old
         del self.log[mark:]
 
-    def changed(self, names: Iterable[str], since: int = 0) -> dict[str, set[Any]]:
-        """The keys of these maps that were stored to since the mark."""
-        out: dict[str, set[Any]] = {name: set() for name in names}
-        for m, key, _ in self.log[since:]:
-            if m.name in out:
-                out[m.name].add(key)
+    def changed(self, groups: dict[str, str]) -> dict[str, set[Any]]:
+        """The keys stored to since the start, by the group that each named map is in."""
+        out: dict[str, set[Any]] = {group: set() for group in groups.values()}
+        note = {name: out[group].add for name, group in groups.items()}.get
+        for m, key, _ in self.log:
+            add = note(m.name)
+            if add:
+                add(key)
         return out
 
     def seal(self) -> None:
