@@ -187,7 +187,8 @@ def register(id: str, kind: str, source: str, fn: Callable[..., Any], keys: tupl
 
 
 def transition(id: str, *, source: str, keys: tuple[str, ...]) -> Callable[[F], F]:
-    """A step of the machine; `keys` are the kinds of its arguments after the state, the domain it acts for first."""
+    """A step of the machine; `keys` are the kinds of its arguments after the state, the domain it acts for first: one of the
+    machine's, so neither nobody nor Xen."""
     def enter(fn: F) -> F:
         register(id, "transition", source, fn, keys)
         return fn

@@ -191,7 +191,7 @@ def drain_entry(s: State, d: DomId, f: Mfn) -> None:
 
 @transition("DRAIN-2", source="xen-2003.md §3.3 devalidation", keys=("dom", "frame", "index"))
 def drain_absent(s: State, d: DomId, f: Mfn, first: Index) -> None:
-    """A stretch of entries that are not present, or Xen's, holds no reference to give back."""
+    """A stretch of entries that are not present holds no reference to give back."""
     require(s.owner[f] == d, "DRAIN-2.1")           # the frame is the domain's own
     require(s.type_count[f] == 0, "DRAIN-2.2")      # nobody uses it as a table
     require(first <= s.upto[f], "DRAIN-2.3")        # the stretch ends at the last checked entry

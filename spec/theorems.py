@@ -11,8 +11,8 @@ from spec.x86.tlb import has_root, in_segment, is_live
 
 @theorem("ISO-1", keys=("dom", "vaddr", "bool", "bool"), source="SOSP'03 §3.3.3")
 def every_walk_ends_in_a_fault_or_an_own_frame(s: State, d: DomId, va: int, user: bool, fetch: bool) -> bool:
-    """Whatever its tables say, an unprivileged domain reads and executes only frames that it owns or was lent, or what Xen
-    published."""
+    """Whatever its tables say, an unprivileged domain reads and executes only frames that it owns or was lent, or what lies
+    behind Xen's slots (W-23)."""
     if s.privileged[d] or not has_root(s, d, user) or not in_segment(s, va):
         return True
     try:
