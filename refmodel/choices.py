@@ -39,10 +39,6 @@ class Choices:
         """A page fault usually drops the page's translation."""
         self.filled.pop((d, tag), None)
 
-    def drops_all(self) -> None:
-        """A flush that was undone with its refused entry has usually happened all the same."""
-        self.filled.clear()
-
     def likely_cached(self, d: int, tag: int, write: bool) -> bool:
         """A processor usually uses what it cached; but to store, only what a store made it cache."""
         by_store = self.filled.get((d, tag))

@@ -132,8 +132,8 @@ class Machine:
         except (Refused, Error) as refusal:
             clock = self.s.clock[CPU]
             self.concrete.rollback(mark)
-            if clock != self.s.clock[CPU]:
-                self.choices.drops_all()
+            if clock != self.s.clock[CPU] and self.choices.choose("refused-flush", 2) == 0:
+                flush(self.s, DomId(self.current or 0))     # it happened on the way, and stays (W-14)
             self.note(refusal)
             raise
 
