@@ -56,8 +56,10 @@ def check(setup: Setup) -> None:
         if not condition:
             raise HarnessError(f"not a machine: {what}")
     require(setup.profile == "xen-2003", f"profile {setup.profile}")
-    require(layout.xen_frames(setup.frames) <= setup.xen_frames <= setup.frames <= layout.MAX_FRAMES, "the number of frames")
-    require(setup.xen_slots == layout.xen_slots(), "Xen's slots are not those of `needs`")
+    require(setup.frames <= layout.MAX_FRAMES, f"setup.frames: {setup.frames} are too many, {layout.MAX_FRAMES} can be had")
+    least = layout.xen_frames(setup.frames)
+    require(least <= setup.xen_frames <= setup.frames, f"setup.xen_frames: {setup.xen_frames}, but this hypervisor takes {least}")
+    require(setup.xen_slots == layout.xen_slots(), "setup.xen_slots: they are not this hypervisor's")
     require(0 < len(setup.domains) == len({d.domid for d in setup.domains}), "no domain, or one twice")
     end = setup.xen_frames
     for domain in sorted(setup.domains, key=lambda d: d.first):

@@ -1,7 +1,7 @@
 """Planted bugs: each is a small change to the text of the clean hypervisor, so that an oracle can show that it would find it.
 
 The clean code knows nothing of them.  While a bug is planted its methods are replaced in their class, so it also survives a reset
-to another setup; afterwards the class is as it was.  `historic` names the real bug of the same kind in historic-bugs.json.
+to another setup; afterwards the class is as it was.  `historic` names the real bug of the same kind in spec/historic.json.
 """
 import inspect
 import sys

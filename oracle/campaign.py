@@ -8,7 +8,6 @@ import gc
 import multiprocessing as mp
 import os
 import random
-import signal
 import sys
 import time
 import traceback
@@ -26,6 +25,7 @@ from oracle.judge import Verdict, judge
 from oracle.schema import ProgramError
 from oracle.shrink import shrink
 from oracle.targets import HarnessError, Target, default_setup, open_target, planted
+from oracle.worker import uninterrupted
 from refmodel import ModelError, audit, boot
 from spec.abi import Xen2003
 from spec.profile import PROFILES
@@ -279,9 +279,16 @@ Opener = Callable[[str], Target]
 
 
 def _worker(spec: CampaignSpec, opener: Opener, pipe: Connection, progress: Any) -> None:
-    """The main program of a worker process: stretches in, reports out."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)    # the parent decides when it ends
+    """The main program of a worker process."""
+    with suppress(EOFError, ConnectionError):   # the parent is gone
+        _work(spec, opener, pipe, progress)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)                                 # an engine's own teardown may not be clean
 
+
+def _work(spec: CampaignSpec, opener: Opener, pipe: Connection, progress: Any) -> None:
+    """Stretches in, reports out, until the parent has no more."""
     def tell(index: int, phase: int) -> None:
         progress[0], progress[1] = index, phase
         progress[2] += 1
@@ -293,6 +300,9 @@ def _worker(spec: CampaignSpec, opener: Opener, pipe: Connection, progress: Any)
             if spec.plant:
                 stack.enter_context(planted(target, spec.plant))
             runner = Runner(spec, target, setups[0], tell, setups[1:])
+        except (HarnessError, ProgramError) as e:
+            pipe.send(str(e))
+            return
         except Exception as e:
             pipe.send(f"{type(e).__name__}: {e}")
             return
@@ -309,9 +319,6 @@ def _worker(spec: CampaignSpec, opener: Opener, pipe: Connection, progress: Any)
                     report = _Report(index + 1, stretch.stop)
             if report.start < report.stop:
                 pipe.send(report)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)                                 # an engine's own teardown may not be clean
 
 
 # --- the parent --------------------------------------------------------------------------------------------------------------
@@ -324,7 +331,8 @@ class _Worker:
         self.pipe, theirs = context.Pipe()
         self.progress = context.RawArray("q", [-1, GENERATING, 0])
         self.process = context.Process(target=_worker, args=(spec, opener, theirs, self.progress), daemon=True)
-        self.process.start()
+        with uninterrupted():
+            self.process.start()
         theirs.close()
         self.ready = False
         self.stretches: deque[_Stretch] = deque()
@@ -381,7 +389,8 @@ class Campaign:
     def run(self) -> CampaignResult:
         """Run it to its end."""
         try:
-            self.workers = [_Worker(self.spec, self.opener) for _ in range(self.spec.workers)]
+            useful = self.spec.workers if self.programs is None else min(self.spec.workers, -(-self.programs // STRETCH))
+            self.workers = [_Worker(self.spec, self.opener) for _ in range(useful)]
             while not self.over():
                 self.turn()
         finally:
@@ -422,9 +431,9 @@ class Campaign:
         for worker in list(self.workers):
             if worker.pipe in ready:
                 self.take(worker)
-            elif worker.stuck(now, self.spec.hang_seconds):
-                worker.process.kill()
-                self.lost(worker, f"hung: no progress for {self.spec.hang_seconds:g} s")
+            elif worker.stuck(now, patience := self.spec.hang_seconds + (not worker.ready) * len(self.workers)):
+                worker.process.kill()       # those that start together start slowly
+                self.lost(worker, f"hung: no progress for {patience:g} s")
         self.result.seconds = now - self.begun
         if self.on_progress is not None:
             self.on_progress(self.result)
@@ -449,7 +458,7 @@ class Campaign:
             self.lost(worker, f"died of signal {-code}" if code < 0 else f"ended with status {code}")
             return
         if isinstance(message, str):
-            raise CampaignError(f"target {self.spec.target}: {message}")
+            raise CampaignError(message if message.startswith("target ") else f"target {self.spec.target}: {message}")
         if isinstance(message, tuple):
             worker.ready = True
             self.setups, self.result.setup = message, message[0]

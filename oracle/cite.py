@@ -15,6 +15,7 @@ from rich.text import Text
 
 import refmodel
 import spec.rules
+from oracle.coverage import Unreached, unreached_list
 from oracle.report import plain_table
 from spec.kernel import RULES, Conjunct, Rule
 
@@ -50,6 +51,7 @@ class Citation:
     history: tuple[str, ...]                # bugs of the real Xen that broke it
     tests: tuple[Place, ...] | None
     proofs: tuple[Place, ...] | None
+    unreached: tuple[Unreached, ...] = ()   # ways that no program decides its conjuncts, with reasons
 
     @property
     def holes(self) -> list[str]:
@@ -76,7 +78,8 @@ def citation(rule: Rule, conjunct: Conjunct | None = None) -> Citation:
     """All that is known of a rule."""
     ids = {rule.id, *(c.id for c in rule.conjuncts)}
     history = tuple(f"{bug['id']} ({bug['date']}): {bug['what']}" for bug in historic_bugs() if ids & {*bug["rules"]})
-    return Citation(rule, conjunct, tuple(users_of(rule)), history, _mentions("tests", ids), _mentions("proofs", ids))
+    unreached = tuple(u for u in unreached_list() if u.conjunct in ({conjunct.id} if conjunct else ids))
+    return Citation(rule, conjunct, tuple(users_of(rule)), history, _mentions("tests", ids), _mentions("proofs", ids), unreached)
 
 
 @functools.cache
@@ -173,13 +176,25 @@ def citation_report(c: Citation) -> RenderableType:
     facts = [("source", rule.source), ("stated", f"{rule.file}:{rule.line}"), ("fingerprint", rule.fingerprint),
              ("keys", ", ".join(rule.keys)), ("used by", listed(c.users, "nothing")),
              ("tested", listed(c.tests, "nowhere by its id")), ("proved", listed(c.proofs, "none yet")),
-             ("broken by", "\n".join(c.history))]
+             ("broken by", "\n".join(c.history)), ("unreached", "\n".join(excuses(c.unreached)))]
     table = plain_table("", "")
     table.show_header = False
     for name, value in facts:
         if value:
             table.add_row(f"  {name}", value)
     return Group(text, table)
+
+
+def excuses(unreached: Sequence[Unreached]) -> list[str]:
+    """What no program decides, as the list of `oracle/unreached.json` has it: one line for each reason."""
+    found: dict[tuple[str, str], list[Unreached]] = {}
+    for u in unreached:
+        found.setdefault((u.way, u.reason), []).append(u)
+    lines = []
+    for (way, reason), them in found.items():
+        conjuncts, profiles = sorted({u.conjunct for u in them}), sorted({u.profile for u in them})
+        lines.append(f"{', '.join(conjuncts)} never {way} by programs on {' and '.join(profiles)}: {reason}")
+    return lines
 
 
 def listed(places: Sequence[Place] | None, none: str) -> str:
@@ -217,7 +232,8 @@ def document(c: Citation) -> dict[str, Any]:
         "line": rule.line, "fingerprint": rule.fingerprint, "keys": list(rule.keys),
         "conjuncts": [{"id": each.id, "text": each.text, "line": each.line} for each in rule.conjuncts],
         "asked": c.conjunct.id if c.conjunct else rule.id, "users": _texts(c.users), "tests": _texts(c.tests),
-        "proofs": _texts(c.proofs), "history": list(c.history), "holes": c.holes}
+        "proofs": _texts(c.proofs), "history": list(c.history), "holes": c.holes,
+        "unreached": [{"profile": u.profile, "conjunct": u.conjunct, "way": u.way, "reason": u.reason} for u in c.unreached]}
 
 
 def _texts(places: Sequence[Place] | None) -> list[str] | None:

@@ -1,16 +1,18 @@
 """The command `xenspec`: thin, each command a few lines around what does the work.
 
-Exit status: 0 nothing found, 1 something found, 2 could not run (bad usage, bad input, a target that does not start); then there
-is one line on standard error, and no half-written file.
+Exit status: 0 nothing found, 1 something found, 2 could not run (bad usage, bad input, a target that does not start, an output
+that can't be written); then there is one line on standard error, and no half-written file.  130: interrupted.
 """
 import json
+import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, Any, Final, NoReturn, TextIO
 
 import typer
 from rich.console import Console, RenderableType
@@ -18,9 +20,10 @@ from rich.console import Console, RenderableType
 from oracle import report
 from oracle.campaign import CampaignError, CampaignResult, CampaignSpec, run_campaign
 from oracle.cite import ID, NoSuchRule, all_citations, citation_report, cite, document, holes_report, search, search_report
-from oracle.files import check_writable, write_whole
+from oracle.files import check_folder, check_writable, write_whole
 from oracle.judge import harness_verdict
-from oracle.program import Program, dump, load
+from oracle.program import Program, dump, line_of, load
+from oracle.prove import prove_command
 from oracle.replay import Replay, replay
 from oracle.reproducer import write_reproducers
 from oracle.schema import ProgramError, parse_json, schema
@@ -29,6 +32,7 @@ from oracle.targets import HarnessError, planted_bugs
 from oracle.worker import WorkerTarget
 from refmodel import Machine, ModelError, StateError, audit, boot, dump_state, load_state
 from spec.profile import PROFILES
+from spec.vocabulary import Outcome
 
 DEFAULT_SECONDS: Final = 30.0
 FINDINGS: Final = Path("xenspec-findings")
@@ -36,7 +40,7 @@ OK, FOUND, COULD_NOT, INTERRUPTED = 0, 1, 2, 130
 
 app = typer.Typer(
     help="Holds implementations of Xen's paravirtual memory interface against its executable specification.",
-    epilog="Exit status: 0 nothing found, 1 something found, 2 could not run.",
+    epilog="Exit status: 0 nothing found, 1 something found, 2 could not run, 130 interrupted.",
     add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 
@@ -57,35 +61,48 @@ def stop(message: str) -> NoReturn:
 
 
 @contextmanager
-def troubles(where: str = "") -> Iterator[None]:
+def troubles() -> Iterator[None]:
     """What makes a command impossible becomes one line and status 2."""
     try:
         yield
     except (ProgramError, HarnessError, CampaignError, NoSuchRule) as e:
         stop(str(e))
-    except ModelError as e:
-        stop(f"{where}the program is outside the specification's vocabulary: {e}")
+    except BrokenPipeError:
+        raise                               # of standard output: for `main`
     except OSError as e:
         stop(f"{e.filename}: {e.strerror}" if e.filename else str(e))
 
 
-def consoles(json_path: str | None) -> tuple[Console, Console]:
-    """For the result and for progress; nothing but the document may be on standard output if it goes there."""
+@contextmanager
+def vocabulary(path: str, program: Program) -> Iterator[None]:
+    """ProgramError, with file and line, if the model has no answer to an action."""
+    try:
+        yield
+    except ModelError as e:
+        raise ProgramError("", f"outside the specification's vocabulary: {e}", f"{path}:{line_of(program, e.action)}") from None
+
+
+def consoles(*documents: str | None) -> tuple[Console, Console]:
+    """For the result and for progress; nothing but the document may be on standard output if one goes there."""
     width = None if sys.stdout.isatty() else 130
-    return Console(stderr=json_path == "-", width=width, highlight=False), Console(stderr=True, highlight=False)
+    return Console(stderr="-" in documents, width=width, highlight=False), Console(stderr=True, highlight=False)
 
 
-def finish(result: RenderableType, doc: dict[str, Any], json_path: str | None, found: bool, otherwise: int = OK) -> NoReturn:
-    """Print the verdict, write the document, end with the status."""
+def finish(result: RenderableType, doc: dict[str, Any], json_path: str | None, found: bool, otherwise: int = OK,
+           beside: Sequence[str | None] = ()) -> NoReturn:
+    """Print the verdict, write the document (`beside`: where others went), end with the status."""
     report.emit(doc, json_path)
-    consoles(json_path)[0].print(result)
+    consoles(json_path, *beside)[0].print(result)
     raise typer.Exit(FOUND if found else otherwise)
 
 
 def writable(*paths: str | None) -> None:
-    """OSError before the work rather than after it."""
-    for path in paths:
-        if path is not None and path != "-":
+    """OSError before the work rather than after it; no two documents in one place."""
+    given = [path for path in paths if path is not None]
+    for path in given:
+        if given.count(path) > 1:
+            stop(f"{path}: only one document can be written there")
+        if path != "-":
             check_writable(path)
 
 
@@ -117,12 +134,13 @@ def fuzz(
     with troubles():
         known_profile(profile)
         writable(json_path, junit)
+        check_folder(out)
         result, interrupted = campaign(spec, consoles(json_path)[1])
         if junit is not None:
             write_whole(junit, report.junit(result))
         files = write_reproducers(result, out)
         finish(report.campaign_report(result, files, again(spec)), report.campaign_document(result), json_path, not result.clean,
-               INTERRUPTED if interrupted else OK)
+               INTERRUPTED if interrupted else OK, (junit,))
 
 
 def campaign(spec: CampaignSpec, console: Console) -> tuple[CampaignResult, bool]:
@@ -166,20 +184,25 @@ def replay_command(
     json_path: JsonPath = None,
 ) -> None:
     """Run one program on the model and a target, step by step."""
-    with troubles(f"{program}: "):
+    with troubles():
         writable(json_path, state, trace)
         read = load(program)
         machine = boot(read.setup)
-        found = replay_on(target, plant, read, machine)
+        with vocabulary(program, read):
+            found = replay_on(target, plant, read, machine)
         if trace is not None and read.outcomes is not None:
             dump(read, trace)
         if state is not None:
             write_whole(state, json.dumps(dump_state(machine.concrete)) + "\n")
-        finish(report.replay_report(found, explain), report.replay_document(found), json_path, not found.verdict.agrees)
+        finish(report.replay_report(found, explain), report.replay_document(found), json_path, not found.verdict.agrees,
+               beside=(trace, state))
 
 
 def replay_on(target: str, plant: str, read: Program, machine: Machine) -> Replay:
-    """A program judged on a target; what that did is entered in `read`.  If it fails in the middle, that is the verdict."""
+    """A program judged on a target; what that did is entered in `read`.  If it fails in the middle, that is the verdict.
+
+    Unless it fails since it is asked for what no rule describes: then ModelError.
+    """
     held = WorkerTarget(target, plant=plant)
     read.outcomes = read.observation = None
     try:
@@ -189,6 +212,8 @@ def replay_on(target: str, plant: str, read: Program, machine: Machine) -> Repla
         try:
             read.outcomes, read.observation = held.run(read.actions), held.observe()
         except HarnessError as e:
+            for action in read.actions:
+                machine.step(action, Outcome())
             return Replay(harness_verdict(0, str(e)), ())
         return replay(machine, read.actions, read.outcomes, read.observation)
     finally:
@@ -203,12 +228,13 @@ def check(
     json_path: JsonPath = None,
 ) -> None:
     """Say whether a recorded trace is allowed: every outcome, and the observation if it ends with one."""
-    with troubles(f"{trace}: "):
+    with troubles():
         writable(json_path)
         read = load(trace)
         if read.outcomes is None and read.actions:
             raise ProgramError("outcome", "missing: this is a program, not a trace (`xenspec replay` runs it)", f"{trace}:2")
-        found = replay(boot(read.setup), read.actions, read.outcomes or [], read.observation)
+        with vocabulary(trace, read):
+            found = replay(boot(read.setup), read.actions, read.outcomes or [], read.observation)
         shown = report.replay_report(found, explain) if explain else report.verdict_text(found.verdict)
         finish(shown, report.replay_document(found), json_path, not found.verdict.agrees)
 
@@ -291,6 +317,9 @@ def selftest(
         finish(report.selftest_report(result), report.selftest_document(result), json_path, not result.passed)
 
 
+app.command("prove")(prove_command)
+
+
 @app.command()
 def bench(
     target: TargetName = "emulator",
@@ -330,10 +359,20 @@ def options(
 
 def main() -> None:
     """The entry point of the installed command; a usage error, too, is one line."""
+    sys.stdout, sys.stderr = (stream or nowhere() for stream in (sys.stdout, sys.stderr))   # None: it was closed from the start
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")    # not every terminal has a tick
     try:
         status = app(args=sys.argv[1:] or ["--help"], prog_name="xenspec", standalone_mode=False)
+        sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         status = INTERRUPTED
+    except (SystemExit, BrokenPipeError):       # who reads standard output has enough
+        status = unheard()
+    except OSError as e:
+        print(f"xenspec: standard output: {e.strerror}", file=sys.stderr)
+        status = unheard()
     except Exception as e:
         if not hasattr(e, "format_message"):    # of the parser's errors, whose classes typer does not name
             raise
@@ -341,3 +380,14 @@ def main() -> None:
         print(f"{command}: {' '.join(e.format_message().split())} (see {command} --help)", file=sys.stderr)
         status = COULD_NOT
     sys.exit(status if isinstance(status, int) else OK)
+
+
+def nowhere() -> TextIO:
+    """Takes everything and keeps nothing."""
+    return open(os.devnull, "w", encoding="utf-8")
+
+
+def unheard() -> int:
+    """Standard output can't be written: what is left in its buffer is dropped."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return COULD_NOT

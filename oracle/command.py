@@ -10,8 +10,8 @@ output; its standard error is for people, and quoted when it fails.  `program.sc
     {"do": "observe"}                                    {"observation": {…}}
     {"do": "close"}                                      {}                                   then it ends
 
-It may answer `{"error": "why"}` to anything.  That, its death, silence, and what is no answer are failures of the harness, never
-divergences; after one it is started anew.
+It may answer `{"error": "why"}` to anything.  That, its death, silence (20 s), and what is no answer are failures of the harness,
+never divergences; after one it is started anew.  `tests/oracle/example_target.py` is a small one to copy from.
 """
 import contextlib
 import json

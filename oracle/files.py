@@ -7,8 +7,12 @@ from pathlib import Path
 def write_whole(path: str | Path, text: str) -> None:
     """Write `text` to `path` under a temporary name, then rename it; OSError, naming `path`, if that can't be done.
 
-    What is no regular file (/dev/stdout, a named pipe) is written directly, since a rename would replace it.
+    What is no regular file (/dev/stdout, a named pipe) is written directly, since a rename would replace it.  '-' is standard
+    output.
     """
+    if str(path) == "-":
+        print(text, end="")
+        return
     path = Path(path)
     if path.exists() and not path.is_file():
         path.write_text(text, encoding="utf-8")
@@ -36,6 +40,24 @@ def check_writable(path: str | Path) -> None:
         raise FileNotFoundError(2, "No such directory", str(path.parent))
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise PermissionError(13, "Permission denied", str(path))
+    if not path.exists() or path.is_file():
+        try:                                # rights are not all: a full disk, a name too long, /proc
+            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        except OSError as e:
+            raise OSError(e.errno, e.strerror, str(path)) from None
+        os.close(handle)
+        Path(name).unlink()
+
+
+def check_folder(folder: Path) -> None:
+    """OSError, naming it, if the folder can't be made, or nothing written in it; it is not made."""
+    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(20, "Not a directory", str(there))
+    try:
+        os.rmdir(tempfile.mkdtemp(dir=there))
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, str(folder)) from None
 
 
 def _umask() -> int:

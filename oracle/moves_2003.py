@@ -433,7 +433,7 @@ def batch_that_changes_itself(g: Generator) -> Sequence[Action]:
         words = (va + 20, later[1], va + 16, later[0], *flush(g))
         return (Hypercall(d.dom, UVM, (va >> 12, frame << 12 | 0x61, 2), ((va, words),)),
                 Hypercall(d.dom, MMU_UPDATE, (va, 3)), update_with(g, va, frame << 12 | 0x63, 2))
-    remap = slot_address(g, va), g.pick((d.first + d.hot[1] << 12 | 0x61, 0, frame << 12 | 0x61))
+    remap = slot_address(g, va), g.pick((d.first + d.hot[1 % len(d.hot)] << 12 | 0x61, 0, frame << 12 | 0x61))
     return (Hypercall(d.dom, MMU_UPDATE, (va, 2), ((va, (*remap, *later)),)), update_with(g, va, frame << 12 | 0x63, 3))
 
 

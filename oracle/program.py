@@ -6,7 +6,7 @@ The first line is a header, `{"xenspec": 1, "profile": …, "setup": {…}}`; th
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ class Program:
     outcomes: list[Outcome] | None = None
     observation: Observation | None = None
     note: str = ""                          # for people
+    lines: list[int] = field(default_factory=list, compare=False)   # of the file it was read from, one an action
 
 
 def load(path: str | Path) -> Program:
@@ -90,6 +91,7 @@ class _Loader:
 
     def _action(self, program: Program, doc: Any) -> None:
         program.actions.append(self.reader.action(doc))
+        program.lines.append(self.read)
         if "outcome" in doc:
             try:
                 self.outcomes.append(self.reader.outcome(doc["outcome"]))
@@ -118,6 +120,11 @@ class _Loader:
             raise ProgramError("actions", f"truncated? The header promises {self.promised}, but there are {found}")
         self.program.outcomes = self.outcomes or None
         return self.program
+
+
+def line_of(program: Program, action: Action | None) -> int:
+    """The line that this very action was read from; the header's if it is not known."""
+    return next((line for line, each in zip(program.lines, program.actions, strict=False) if each is action), 1)
 
 
 def dump(program: Program, path: str | Path) -> None:

@@ -38,11 +38,7 @@ def emit(document: dict[str, Any], path: str | None) -> None:
     """Write a document to a file, or to standard output ('-').  OSError if it can't be written."""
     if path is None:
         return
-    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-    if path == "-":
-        print(text, end="")
-    else:
-        write_whole(path, text)
+    write_whole(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
 
 
 def sentence_of(rule: str) -> str:
@@ -106,11 +102,11 @@ def figures(result: CampaignResult) -> str:
 
 def campaign_report(result: CampaignResult, files: dict[int, list[Path]], repeat: str) -> RenderableType:
     """The verdict table of a campaign; `files` are the reproducers by program, `repeat` is the command that repeats it."""
-    share = coverage.share(result.coverage)
+    share = coverage.share(result.coverage, result.spec.profile)
     parts: list[RenderableType] = [
         rules_table(result), "",
         Text(f"rules exercised: {share.rules_decided} of {share.rules}; "
-             f"conjuncts decided both ways: {share.both} of {share.conjuncts}"),
+             f"conjuncts decided both ways: {share.both} of {share.conjuncts} (why others can't be: `xenspec cite RULE`)"),
         Text(f"allowed choices met: {counted(result.looseness) or 'none'}")]
     for divergence in result.divergences:
         parts += ["", divergence_text(divergence, files.get(divergence.index, []))]
@@ -120,7 +116,7 @@ def campaign_report(result: CampaignResult, files: dict[int, list[Path]], repeat
               for m in result.model_findings]
     verdict = Text("nothing found", "bold green") if result.clean else Text("something was found", "bold red")
     said = f": {figures(result)} in {result.seconds:.1f} s, seed {result.seed}"
-    return Group(*parts, "", Text.assemble(verdict, said), Text(f"again: {repeat}", "dim"))
+    return Group(*parts, "", Text.assemble(verdict, said), Text(f"again: {repeat}", "dim", no_wrap=True, overflow="ignore"))
 
 
 def counted(names: Mapping[str, int]) -> str:
@@ -129,14 +125,14 @@ def counted(names: Mapping[str, int]) -> str:
 
 
 def rules_table(result: CampaignResult) -> Table:
-    """A row for each rule that guards something: how often it decided, what deviates, and what was not decided both ways.
+    """A row for each rule of the profile that guards something: how often it decided, what deviates, what it did not decide.
 
     Conjuncts that no program can decide one way, by the list of `oracle/unreached.json`, are left out of the last columns.
     """
     table = plain_table("rule", ">decisions", ">both ways", "verdict", "never true", "never false", title="Rules")
     excused = {(u.conjunct, u.way) for u in coverage.unreached_list() if u.profile == result.spec.profile}
     found = {CONJUNCT_RULE.get(d.verdict.rule, d.verdict.rule): d.verdict.direction for d in result.divergences}
-    for row in coverage.rule_rows(result.coverage):
+    for row in coverage.rule_rows(result.coverage, result.spec.profile):
         direction = found.get(row.rule, Direction.AGREES)
         reached = row.decided or row.rule in found
         verdict = Text(direction, COLOURS[direction]) if reached else Text("not reached", "dim")
@@ -179,7 +175,8 @@ def campaign_document(result: CampaignResult) -> dict[str, Any]:
     return {
         "summary": {
             "programs": result.programs, "actions": result.actions, "divergences": len(result.divergences),
-            "harness_failures": len(result.harness_failures), "looseness": dict(sorted(result.looseness.items())),
+            "harness_failures": len(result.harness_failures), "model_findings": len(result.model_findings),
+            "looseness": dict(sorted(result.looseness.items())),
             "seconds": round(result.seconds, 3), "seed": result.seed},
         "campaign": {"profile": spec.profile, "target": spec.target, "length": spec.length, "domains": spec.domains,
                      "pages": spec.pages, "frames": spec.frames, "plant": spec.plant},
@@ -189,7 +186,7 @@ def campaign_document(result: CampaignResult) -> dict[str, Any]:
         "model_findings": [{"program": f.index, "rule": f.rule, "what": f.what} for f in result.model_findings],
         "coverage": [{"rule": r.rule, "decisions": r.decided, "conjuncts": r.conjuncts, "both_ways": r.both,
                       "never_true": list(r.never_true), "never_false": list(r.never_false)}
-                     for r in coverage.rule_rows(result.coverage)]}
+                     for r in coverage.rule_rows(result.coverage, spec.profile)]}
 
 
 def divergence_document(d: Divergence) -> dict[str, Any]:

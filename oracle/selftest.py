@@ -64,9 +64,9 @@ class SelftestResult:
         return not self.clean_divergences and self.found == self.planted
 
 
-def find_plant(spec: CampaignSpec, plant: Plant) -> PlantResult:
+def find_plant(spec: CampaignSpec, plant: Plant, on_progress: Callable[[CampaignResult], None] | None = None) -> PlantResult:
     """Fuzz the target with one bug planted until something is found, or the budget is spent."""
-    result = run_campaign(replace(spec, plant=plant.name, workers=1, distinct=1))
+    result = run_campaign(replace(spec, plant=plant.name, workers=1, distinct=1), on_progress)
     first = result.divergences[0] if result.divergences else None
     trouble = result.harness_failures[0].what if result.harness_failures else ""
     return PlantResult(
@@ -93,8 +93,13 @@ def run_selftest(target: str = "emulator", profile: str = "xen-2003", seed: int 
     tell("clean", None)
     plants = sample(planted_bugs(target), quick, only)
     results: dict[int, PlantResult] = {}
-    errors: list[Exception] = []
+    errors: list[BaseException] = []
     todo, lock = iter(enumerate(plants)), threading.Lock()
+
+    def go_on(_: CampaignResult) -> None:
+        """Ends a campaign when another one failed, or the user has enough."""
+        if errors:
+            raise errors[0]
 
     def work() -> None:
         """Take bugs from the list until it is empty; the work itself is in the campaign's process."""
@@ -104,18 +109,25 @@ def run_selftest(target: str = "emulator", profile: str = "xen-2003", seed: int 
             if plant is None:
                 return
             try:
-                found = find_plant(spec, plant)
-            except Exception as e:
+                found = find_plant(spec, plant, go_on)
+            except BaseException as e:
                 errors.append(e)
                 return
             with lock:
-                results[place] = found
-                tell(plant.name, found)
-    threads = [threading.Thread(target=work) for _ in range(max(1, workers))]
+                if not errors:
+                    results[place] = found
+                    tell(plant.name, found)
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(max(1, workers))]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    except KeyboardInterrupt as e:
+        errors.insert(0, e)
+        for thread in threads:
+            thread.join()                   # their campaigns end at the next turn
+        raise
     if errors:
         raise errors[0]
     result.plants = [results[place] for place in sorted(results)]

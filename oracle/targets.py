@@ -74,6 +74,8 @@ def default_setup(profile: str, target: Target, domains: int = 2, pages: int = 6
         raise ProgramError("profile", f"unknown profile {short(profile)} (known: {', '.join(PROFILES)})")
     if profile not in target.profiles:
         raise HarnessError(f"target {target.name} does not run {profile} (it runs {', '.join(target.profiles)})")
+    if domains > frames:
+        raise ProgramError("domains", f"{domains} do not fit in {frames} frames")
     xen_frames, slots = target.needs(frames)
     layout = tuple(DomainSetup(d, xen_frames + d * (pages + 1), pages) for d in range(domains))
     setup = Setup(profile, frames, xen_frames, layout, slots)

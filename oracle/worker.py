@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,17 @@ from spec.vocabulary import Action, Observation, Outcome, Setup
 class _Failed:
     """What a worker answers instead of a result."""
     what: str
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Processes started in this context never see Ctrl-C, from their first instruction on: the parent decides when they end."""
+    resource_tracker.ensure_running()       # its start would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class WorkerTarget:
@@ -64,7 +76,8 @@ class WorkerTarget:
         self.log = Path(log)
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(self.inner, self.plant, theirs, log), daemon=True)
-        self.process.start()
+        with uninterrupted():
+            self.process.start()
         theirs.close()
         self.name, self.profiles = self._answer("start")
 
@@ -111,7 +124,6 @@ class WorkerTarget:
 
 def _serve(inner: str, plant: str, pipe: Connection, log: str) -> None:
     """The main program of a WorkerTarget's process; what the engine prints goes to the log."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)    # the parent decides when it ends
     with open(log, "wb", buffering=0) as f:
         os.dup2(f.fileno(), 1)
         os.dup2(f.fileno(), 2)

@@ -69,26 +69,35 @@ def check_setup(setup: Setup) -> None:
     most = min(profile.mfn_mask + 1, MOST_FRAMES)
     if not end <= setup.frames <= most:
         raise SetupError("frames", f"{setup.frames} is not between {end}, where the last domain ends, and {most}")
+    if published_end(setup) > setup.xen_frames:
+        raise SetupError("xen_frames", f"{setup.xen_frames} frames do not hold the tables that Xen publishes")
 
 
 # --- Xen's own slots ---------------------------------------------------------------------------------------------------------
 
+def first_slot(setup: Setup) -> int:
+    """The word in the first of Xen's slots, behind which the machine-to-physical words are."""
+    return setup.xen_slots[0] if setup.xen_slots else (1 << 12) | P | US | A
+
+
+def published_end(setup: Setup) -> int:
+    """The frame after the last table of the machine-to-physical window: one L1 table or, on 4.17, several and two above them."""
+    p = PROFILES[setup.profile]
+    leaf = (first_slot(setup) >> 12 & p.mfn_mask) + p.root - 2
+    return leaf + -(-setup.frames // p.entries**2)
+
+
 def publish(s: State, setup: Setup) -> None:
     """Xen's slots of every root table, and behind the first of them the read-only machine-to-physical words."""
-    p = s.profile
+    p, first = s.profile, first_slot(setup)
     for n, word in enumerate(setup.xen_slots):
         s.xen_word[Index(p.xen_first + n)] = word
-    first = s.xen_word[Index(p.xen_first)]
-    if not setup.xen_slots:
-        first = (1 << 12) | P | US | A
-        s.xen_word[Index(p.xen_first)] = first
+    s.xen_word[Index(p.xen_first)] = first
     table = Mfn((first >> 12) & p.mfn_mask)
     for _level in range(p.root - 1, 1, -1):     # the upper tables of the window (4.17), in Xen's frames 1, 2, 3
         s.word[table, Index(0)] = (table + 1) << 12 | P | US | A
         table = Mfn(table + 1)
     pages = -(-setup.frames // p.entries)
-    if table + (pages - 1) // p.entries >= setup.xen_frames:
-        raise SetupError("xen_frames", f"{setup.xen_frames} frames do not hold the tables that Xen publishes")
     rights = A | P if p.guest_end else A | P | US
     for n in range(pages):
         leaf = table + n // p.entries

@@ -32,7 +32,7 @@ def load_state(document: Any) -> ConcreteState:
     if not isinstance(document, dict) or document.get("xenspec-state") != FORMAT:
         raise StateError("xenspec-state", f"is missing, or not {FORMAT}")
     profile, frames, maps = document.get("profile"), document.get("frames"), document.get("maps")
-    if profile not in PROFILES:
+    if not isinstance(profile, str) or profile not in PROFILES:
         raise StateError("profile", f"{profile!r} is none of {', '.join(PROFILES)}")
     if not isinstance(frames, int) or not 0 < frames <= 1 << 40:
         raise StateError("frames", "is not a positive number")
@@ -52,6 +52,7 @@ def load_map(state: ConcreteState, name: str, entries: Any) -> None:
     kinds, kind = SCHEMA[name]
     if not isinstance(entries, list):
         raise StateError(f"maps.{name}", "is not a list of entries")
+    seen: set[tuple[int, ...]] = set()
     for n, entry in enumerate(entries):
         where = f"maps.{name}[{n}]"
         if not isinstance(entry, list) or len(entry) != len(kinds) + 1:
@@ -64,6 +65,9 @@ def load_map(state: ConcreteState, name: str, entries: Any) -> None:
                 raise StateError(where, f"frame {part} is beyond the {state.frames} frames of the machine")
         if not (isinstance(value, bool) if kind == "bool" else is_number(value)):
             raise StateError(where, f"{value!r} is no {kind}")
+        if tuple(key) in seen:
+            raise StateError(where, "its key is there twice")
+        seen.add(tuple(key))
         state.maps[name][tuple(key) if len(key) > 1 else key[0]] = value
 
 

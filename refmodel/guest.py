@@ -9,12 +9,14 @@ from refmodel.references import Error
 from spec.abi import DOMID_XEN, PF, PF_PROT, A, D
 from spec.frames import mfn_of
 from spec.kernel import FAILED, HELD, DomId, Index, Mfn, State, Tag, Vpn
+from spec.vocabulary import Action
 from spec.x86.paging import Fault, allows, fault_code, require_segment, root_of, walk
 from spec.x86.tlb import guest_store, is_live, tag_of, tlb_fill
 
 
 class ModelError(Exception):
-    """The program is outside the vocabulary: it asks for what no rule describes."""
+    """The program is outside the vocabulary: it asks for what no rule describes.  `action` is the one that does."""
+    action: Action | None = None
 
 
 def demand(condition: Any, rule: str, errno: int) -> None:

@@ -51,10 +51,10 @@ class Machine:
     def step(self, action: Action, hint: Outcome | None = None) -> Outcome:
         """Perform one action.  `hint` is the outcome on another machine: it resolves what only that machine knows."""
         d = action.dom
-        if d != self.current:
-            self._switch(d)
         self.refusals, self.hint, self.chose = [], hint, []
         try:
+            if d != self.current:
+                self._switch(d)
             if isinstance(action, Hypercall):
                 self.enter_mode(DomId(d), False)
                 for va, words in action.data:
@@ -71,6 +71,9 @@ class Machine:
             return self._execute(action)
         except Fault as fault:
             return Outcome(0, fault.vector, fault.error, fault.address)
+        except ModelError as e:
+            e.action = action
+            raise
 
     def legal_execute(self, d: int, va: int, user: bool = False) -> bool:
         """Whatever translation the processor uses for a fetch at `va`, it faults or finds a far return."""

@@ -164,6 +164,12 @@ def require(condition: Any, rule: str) -> None:
         raise Refused(rule)
 
 
+def put(to: MutableMapping[Any, Any], key: Any, value: Any) -> None:
+    """Store a value, unless it is there already: what the prover takes for a plain store, without a branch."""
+    if to[key] != value:
+        to[key] = value
+
+
 def register(id: str, kind: str, source: str, fn: Callable[..., Any], keys: tuple[str, ...] = ()) -> None:
     """Enter a rule; its sentence is the first one of its docstring, its conjuncts are its commented `require` lines."""
     lines, first = inspect.getsourcelines(fn)

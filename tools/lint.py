@@ -259,8 +259,9 @@ def is_bounded(loop: ast.AST, state: str) -> bool:
 
 
 def stores(nodes: Iterable[ast.AST], state: str) -> bool:
-    """Some node writes a map of the state."""
-    return any(isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load) and is_map(node.value, state)
+    """Some node writes a map of the state: `s.owner[f] = d`, or `put(s.owner, f, d)`."""
+    return any((isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load) and is_map(node.value, state))
+               or (isinstance(node, ast.Call) and called(node) == "put" and bool(node.args) and is_map(node.args[0], state))
                for node in nodes)
 
 

@@ -7,7 +7,7 @@ THROUGH_XEN is set where the way went through a slot of Xen.
 from typing import Final
 
 from spec.abi import GP, NX, PF, PF_FETCH, PF_PROT, PF_RSVD, PF_USER, PF_WRITE, PSE, RW, US, A, D, G, P
-from spec.kernel import DomId, Index, Mfn, State, predicate
+from spec.kernel import DomId, FrameType, Index, Mfn, State, predicate, put
 from spec.profile import Geometry, Level
 from spec.tables import is_xen_slot
 
@@ -74,6 +74,12 @@ def combine(g: Geometry, level: Level, rights: int, e: int) -> int:
 
 
 @predicate
+def way_through(s: State, t: FrameType, i: Index) -> int:
+    """The mark of a way through a slot of Xen."""
+    return THROUGH_XEN if is_xen_slot(s, t, i) else 0
+
+
+@predicate
 def allows(rights: int, user: bool, write: bool, fetch: bool) -> bool:
     """The manual's access rights with CR0.WP = 1: a user needs US, a store RW, a fetch no NX."""
     if user and rights & US == 0:
@@ -83,6 +89,7 @@ def allows(rights: int, user: bool, write: bool, fetch: bool) -> bool:
     return not (fetch and rights & NX != 0)
 
 
+@predicate
 def fault_code(g: Geometry, present: int, user: bool, write: bool, fetch: bool) -> int:
     """The page-fault error code; a fetch shows only where NX exists."""
     code = present
@@ -123,8 +130,7 @@ def walk(s: State, root: Mfn, va: int, user: bool, write: bool, fetch: bool) -> 
             raise Fault(PF, fault_code(g, PF_PROT | PF_RSVD, user, write, fetch), va)
         # step 4: its rights restrict those of the way so far
         rights = combine(g, level, rights, e)
-        if is_xen_slot(s, s.type[table], i):
-            rights = rights | THROUGH_XEN
+        rights = rights | way_through(s, s.type[table], i)
         # step 5: the last entry, or a table of the next level
         if is_leaf(level, number, e):
             f = leaf_frame(g, level, e, va)
@@ -142,6 +148,7 @@ def is_supervisor(s: State, user: bool) -> bool:
     return s.profile.ring1_kernel and not user
 
 
+@predicate
 def root_of(s: State, d: DomId, user: bool) -> Mfn:
     """The table that CR3 holds: 4.17 has one for user mode."""
     if s.profile.user_root and user:
@@ -157,5 +164,4 @@ def mark_used(s: State, used: tuple[tuple[Mfn, Index], ...], write: bool) -> Non
         new = e | A if level.rights else e
         if n == last and write:
             new = new | D
-        if new != e:
-            s.word[table, i] = new
+        put(s.word, (table, i), new)

@@ -6,10 +6,10 @@ A walk on its way (`walk`, `walk_level`) stands also for a paging-structure cach
 from spec.abi import RW, US, A, D, G, P
 from spec.frames import mfn_of
 from spec.kernel import CPU, DomId, Index, State, Tag, Vpn, guard, predicate, require, transition
-from spec.tables import is_xen_slot
-from spec.x86.paging import THROUGH_XEN, combine, index_at, is_leaf, leaf_frame, mark_used, root_of, walk
+from spec.x86.paging import combine, index_at, is_leaf, leaf_frame, mark_used, root_of, walk, way_through
 
 
+@predicate
 def tag_of(v: Vpn, fetch: bool) -> Tag:
     """Fetches have a TLB of their own."""
     return Tag(2 * v + 1 if fetch else 2 * v)
@@ -90,8 +90,7 @@ def step(s: State, d: DomId, tag: Tag, va: int, number: int) -> None:
     require(e & P != 0, "TLB-7.1")                  # the entry is present
     rights = combine(s.profile.geometry, level, way, e)
     require((rights & US != 0) | s.profile.ring1_kernel, "TLB-7.2")     # and may be used at the guest's privilege
-    if is_xen_slot(s, s.type[table], i):
-        rights = rights | THROUGH_XEN
+    rights = rights | way_through(s, s.type[table], i)
     s.word[table, i] = e | A
     to = tag_of(Vpn(va >> 12), False)
     if is_leaf(level, number, e):

@@ -5,6 +5,7 @@ from emulator.audit import recount
 from emulator.hypervisor import Hypervisor
 from emulator.machine import Machine
 from emulator.planted import PLANTS, planted
+from oracle.cite import historic_bugs
 from spec.abi import Xen2003
 from tests.emulator.guest import LIST, PTE, SETUP, Guest, request, setup_of, visible
 
@@ -148,6 +149,11 @@ def test_there_are_enough_of_every_kind():
     assert len(PLANTS) >= 26
     assert sum(bool(plant.historic) for plant in PLANTS.values()) >= 15
     assert all(plant.summary.endswith(".") for plant in PLANTS.values())
+
+
+def test_the_real_bugs_that_they_are_like_can_be_cited():
+    known = {bug["id"] for bug in historic_bugs()}
+    assert {plant.historic for plant in PLANTS.values() if plant.historic} <= known
 
 
 def test_afterwards_the_classes_are_as_they_were(only_target):

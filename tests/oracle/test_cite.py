@@ -55,6 +55,14 @@ def test_the_bugs_that_broke_a_rule_are_told() -> None:
         assert any(line.startswith(bug["id"]) for line in cite.cite(rule).history)
 
 
+def test_what_programs_do_not_decide_is_told_with_the_reason() -> None:
+    unreached = cite.document(cite.cite("REF-2"))["unreached"]
+    assert {(u["profile"], u["conjunct"], u["way"]) for u in unreached} == {
+        (profile, conjunct, "false") for profile in ("xen-2003", "xen-4.17") for conjunct in ("REF-2.1", "REF-2.2")}
+    lines = cite.excuses(cite.cite("REF-2.2").unreached)
+    assert lines == [f"REF-2.2 never false by programs on xen-2003 and xen-4.17: {unreached[-1]['reason']}"]
+
+
 def test_words_rank_rules() -> None:
     rule = next(r for r in RULES.values() if r.kind == "transition")
     assert cite.search([rule.name])[0][1] is rule

@@ -1,8 +1,11 @@
 """The command: what it prints, the documents it writes, its exit status, and one line for whatever can't be."""
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,6 +124,13 @@ def test_the_schema_is_printed(xenspec: Command) -> None:
     ("selftest --target emulator --only xyzzy", "no bug called xyzzy can be planted"),
     ("bench --target bochs", "unknown target"),
     ("bench --json missing/r.json", "missing"),
+    ("bench --json /proc/r.json", "/proc/r.json: "),
+    ("fuzz --json - --junit -", "only one document"),
+    ("fuzz --json r --junit r", "r: only one document"),
+    ("fuzz --out /proc/none", "/proc/none: "),
+    ("fuzz --out /dev/null", "/dev/null: Not a directory"),
+    ("fuzz --target model --domains 99999999 --actions 1", "domains: 99999999 do not fit in 2048 frames"),
+    ("fuzz --profile xen-4.17 --actions 1", "xenspec: target emulator does not run xen-4.17 (it runs xen-2003)"),
 ])
 def test_what_can_not_be_is_one_line_and_status_2(xenspec: Command, args: str, said: str, tmp_path: Path) -> None:
     done = xenspec(*args.split())
@@ -141,6 +151,7 @@ def test_what_can_not_be_is_one_line_and_status_2(xenspec: Command, args: str, s
     ('"value": 7', '"value": 7, "vaule": 7', "p.jsonl:2: vaule: unknown field"),
     ('"actions": 3', '"actions": 4', "p.jsonl:4: actions: truncated?"),
     ('"frames": 256', '"frames": 20', "p.jsonl:1: setup.frames: "),
+    ('"xen_frames": 16', '"xen_frames": 1', "p.jsonl:1: setup.xen_frames: 1 frames do not hold the tables"),
 ])
 @pytest.mark.parametrize("command", ["replay", "check"])
 def test_a_bad_program_is_named_with_line_and_field(xenspec: Command, program: Path, command: str, old: str, new: str,
@@ -155,11 +166,14 @@ def test_a_bad_program_is_named_with_line_and_field(xenspec: Command, program: P
     assert not Path("r.json").exists()
 
 
-def test_a_program_beyond_the_vocabulary(xenspec: Command, program: Path) -> None:
-    dump(Program(SETUP, [Hypercall(1, 4, ())], [Outcome(0)]), program)
-    done = xenspec("check", program)
+@pytest.mark.parametrize("command", ["check", "replay --target model"])
+def test_a_program_beyond_the_vocabulary(xenspec: Command, program: Path, command: str) -> None:
+    dump(Program(SETUP, [Load(0, 0xC0000000), Hypercall(1, 4, ())], [Outcome(0), Outcome(0)]), program)
+    program.write_text(program.read_text().replace("\n", "\n\n"))
+    done = xenspec(*command.split(), program.name)
     assert done.status == 2
-    assert "outside the specification's vocabulary" in done.err
+    assert done.err.startswith("xenspec: p.jsonl:5: outside the specification's vocabulary")
+    assert len(done.err.splitlines()) == 1
 
 
 def test_a_program_is_no_trace(xenspec: Command, program: Path) -> None:
@@ -171,13 +185,55 @@ def test_a_program_is_no_trace(xenspec: Command, program: Path) -> None:
 @pytest.mark.parametrize(("text", "said"), [
     ("{", "s.json:1: not JSON"),
     ("{}", "s.json:1: xenspec-state"),
+    ('{"xenspec-state": 1, "profile": ["xen-2003"]}', "s.json:1: profile: "),
     ('{"xenspec-state": 1, "profile": "xen-2003", "frames": 9, "maps": {"ownre": []}}', "s.json:1: maps.ownre: "),
+    ('{"xenspec-state": 1, "profile": "xen-2003", "frames": 9, "maps": {"owner": [[3, 1], [3, 2]]}}',
+     "s.json:1: maps.owner[1]: its key is there twice"),
 ])
 def test_a_bad_state_is_named_with_its_field(xenspec: Command, text: str, said: str) -> None:
     Path("s.json").write_text(text)
     done = xenspec("audit", "s.json")
     assert done.status == 2
     assert said in done.err
+
+
+# --- where output goes -------------------------------------------------------------------------------------------------------
+
+def test_any_document_can_be_on_standard_output_and_nothing_else_is(xenspec: Command, program: Path) -> None:
+    done = xenspec("fuzz", "--target", "model", "--actions", 150, "--junit", "-")
+    assert done.out.startswith("<?xml")
+    assert done.out.endswith("</testsuites>\n")
+    assert "nothing found" in done.err
+    assert json.loads(xenspec("replay", program, "--target", "model", "--state", "-").out)["xenspec-state"] == 1
+    trace = xenspec("replay", program, "--target", "model", "--trace", "-").out
+    assert all(json.loads(line) for line in trace.splitlines())
+    assert not Path("-").exists()
+
+
+@pytest.mark.parametrize(("redirected", "said"), [
+    ("> /dev/full", "xenspec: standard output: No space left on device\n"), ("| sleep 0", ""), (">&-", "")])
+@pytest.mark.parametrize("command", ["schema", "cite frame", "cite frame --json"])
+def test_an_output_that_can_not_be_written(command: str, redirected: str, said: str) -> None:
+    run = f"{sys.executable} -c 'import sys, time; from oracle.cli import main; time.sleep(0.3); main()'"
+    done = subprocess.run(["bash", "-c", f"{run} {command} {redirected}; exit ${{PIPESTATUS[0]}}"], cwd=HERE.parent.parent,
+                          stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.stderr == said
+    assert done.returncode == (0 if redirected == ">&-" else 2)     # who closes it does not want it
+
+
+@pytest.mark.parametrize("command", ["fuzz --seconds 60", "selftest"])
+@pytest.mark.parametrize("after", [0.2, 3])
+def test_ctrl_c_ends_it_at_once_and_says_little(command: str, after: float, tmp_path: Path) -> None:
+    run = [sys.executable, "-c", "import sys; print(flush=True); from oracle.cli import main; main()", *command.split()]
+    child = subprocess.Popen(run, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(HERE.parent.parent)}, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert child.stdout is not None
+    child.stdout.readline()
+    time.sleep(2 + after)
+    os.killpg(child.pid, signal.SIGINT)
+    _, err = child.communicate(timeout=10)
+    assert child.returncode == 130
+    assert "Traceback" not in err
 
 
 # --- fuzz --------------------------------------------------------------------------------------------------------------------
@@ -195,8 +251,8 @@ def test_a_clean_target(xenspec: Command, tmp_path: Path) -> None:
 def test_a_number_of_actions_gives_the_same_bytes_with_any_number_of_workers(xenspec: Command) -> None:
     texts = []
     for workers in (1, 2):
-        done = xenspec("fuzz", "--target", example("permits"), "--actions", 900, "--seed", 4, "--workers", workers, "--json", "-",
-                       "--out", f"o{workers}", "--junit", f"{workers}.xml")
+        done = xenspec("fuzz", "--target", example("permits"), "--actions", 5000, "--seed", 4, "--workers", workers,
+                       "--json", "-", "--out", f"o{workers}", "--junit", f"{workers}.xml")
         assert done.status == 1
         document = done.document
         document["summary"]["seconds"] = 0

@@ -129,3 +129,9 @@ def test_excuses_have_reasons() -> None:
     for excuse in coverage.unreached_list():
         assert excuse.way in (coverage.TRUE, coverage.FALSE)
         assert len(excuse.reason) > 10
+
+
+@pytest.mark.parametrize(("profile", "pages"), [("xen-2003", 6), ("xen-4.17", 8)])
+def test_the_smallest_domain_has_programs_too(profile: str, pages: int) -> None:
+    for _, actions, outcomes in programs(setup_of(profile, 1, pages, 256), 150):
+        assert len(actions) == len(outcomes) > 0

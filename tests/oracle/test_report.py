@@ -50,11 +50,17 @@ def shown(what: RenderableType) -> str:
     return out.getvalue()
 
 
+def test_a_campaign_tells_of_its_own_profile_only() -> None:
+    rules = {row["rule"] for row in report.campaign_document(result())["coverage"]}
+    assert "MMU-2" in rules
+    assert "MMU-11" not in rules            # a check of 4.17's hypercalls
+
+
 # --- documents ---------------------------------------------------------------------------------------------------------------
 
 def test_the_summary_has_what_scripts_rely_on() -> None:
     doc = json.loads(json.dumps(report.campaign_document(result())))
-    assert doc["summary"] == {"programs": 2, "actions": 300, "divergences": 1, "harness_failures": 0,
+    assert doc["summary"] == {"programs": 2, "actions": 300, "divergences": 1, "harness_failures": 0, "model_findings": 0,
                               "looseness": {"accessed": 1, "stale": 3}, "seconds": 1.5, "seed": 5}
     assert doc["divergences"][0]["verdict"]["sentence"] == RULE.conjuncts[1].text
     assert doc["divergences"][0]["verdict"]["model"] == {"value": -22}

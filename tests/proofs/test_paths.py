@@ -1,9 +1,10 @@
-"""Every rule of the specification runs on terms, under both profiles; and the stand-in refuses what a term cannot follow."""
+"""Every rule of the specification runs on terms, under both profiles; and the engine refuses what a term cannot follow."""
 from functools import cache
 
 import pytest
 
-from proofs.standin import BoolTerm, GuardAfterEffect, IntTerm, Path, SemanticGap, TooManyPaths, explore, node, paths
+from proofs.symbolic.paths import Path, explore, paths
+from proofs.symbolic.terms import BoolTerm, GuardAfterEffect, IntTerm, SemanticGap, TooManyPaths, node
 from spec import frames, kernel, rules
 from spec.invariants import SUMS
 from spec.kernel import CONJUNCT_RULE, FAILED, HELD, RULES, predicate, require

@@ -1,0 +1,70 @@
+"""What is to be proved: every obligation by name, and the tasks that discharge them, a rule at a time."""
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Final
+
+from proofs import induction
+from proofs.symbolic.facts import COUNTS, INVARIANTS
+from spec.invariants import SUMS
+from spec.kernel import RULES, Rule
+from spec.profile import PROFILES
+
+TRANSITIONS: Final = tuple(r for r in RULES.values() if r.kind == "transition")
+THEOREMS: Final = tuple(r for r in RULES.values() if r.kind == "theorem")
+# What the profile rules out: (profile, transition) -> why it never happens.
+NEVER: Final = {("xen-2003", "BASE-2"): "there is no user root", ("xen-2003", "BASE-3"): "there is no user root"}
+# What the initial state need not show, since the setup is trusted with it.
+TRUSTED: Final = {"XEN-1": "the words that Xen keeps in its slots are the setup's"}
+DEAREST: Final = ("TLB-1", "WRITE-1", "TLB-3", "VALID-3", "PTV-1", "ISO-1", "ISO-2", "TYPE-2", "DRAIN-1", "STORE-1", "WRITE-2")
+
+
+@dataclass(frozen=True, slots=True)
+class Obligation:
+    """One row to be: `about` are the rules' ids; `part` says what of them is proved."""
+    profile: str
+    name: str
+    subject: str                            # the task: a rule's id, or "initial" or "sums"
+    part: str
+    about: tuple[str, ...] = ()
+
+
+def keeping(profile: str, rule: Rule) -> list[Obligation]:
+    """The obligations of one transition."""
+    verb = "never happens" if (profile, rule.id) in NEVER else "can happen"
+    out = [Obligation(profile, f"{rule.name} {verb}", rule.id, "happens", (rule.id,)),
+           Obligation(profile, f"{rule.name} leaves no trace when it is refused", rule.id, "guards", (rule.id,)),
+           Obligation(profile, f"{rule.name} stores and looks up values of their kinds only", rule.id, "kinds", (rule.id,))]
+    out += [Obligation(profile, f"{rule.name} keeps {i.name} ({i.id})", rule.id, i.id, (rule.id, i.id))
+            for i in INVARIANTS + COUNTS]
+    return out + [Obligation(profile, f"{rule.name} changes {c.__name__} only where it acts", rule.id, c.__name__, (rule.id,))
+                  for c in SUMS]
+
+
+def initial(profile: str) -> list[Obligation]:
+    """The obligations of the state before the first transition."""
+    out = [Obligation(profile, f"the initial state satisfies {i.name} ({i.id})", "initial", i.id, (i.id,))
+           for i in INVARIANTS + COUNTS if i.id not in TRUSTED]
+    return out + [Obligation(profile, f"the initial state has no {c.__name__}", "initial", c.__name__) for c in SUMS]
+
+
+def obligations(profile: str) -> list[Obligation]:
+    """All of a profile."""
+    out = [Obligation(profile, name, "sums", name) for name in induction.RULES] + initial(profile)
+    for rule in TRANSITIONS:
+        out += keeping(profile, rule)
+    return out + [Obligation(profile, f"{t.name} ({t.id})", t.id, t.id, (t.id,)) for t in THEOREMS]
+
+
+def select(profile: str | None, pattern: str) -> list[Obligation]:
+    """The obligations of a profile, or of all, whose name contains the pattern, or fits it where it has * or ?."""
+    fits = pattern if any(c in pattern for c in "*?") else f"*{pattern}*"
+    return [o for name in PROFILES if profile in (None, name) for o in obligations(name) if fnmatchcase(o.name, fits)]
+
+
+def tasks(wanted: list[Obligation]) -> list[list[Obligation]]:
+    """The obligations by subject, the dearest first."""
+    out: dict[tuple[str, str], list[Obligation]] = {}
+    for o in wanted:
+        out.setdefault((o.profile, o.subject), []).append(o)
+    cost = {id: n for n, id in enumerate(DEAREST)}
+    return sorted(out.values(), key=lambda task: cost.get(task[0].subject, len(cost)))

@@ -1,0 +1,177 @@
+"""Bugs planted in the specification itself: the proofs must refute each, or say why it is idle.
+
+Two kinds.  Every conjunct of every transition and guard is dropped in turn (`require(True, …)`); and effects, orders, masks and
+levels are changed by hand.  A planted specification is a copy of the package with one module changed, for a process of its own.
+"""
+import ast
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import spec.rules
+from spec.kernel import RULES
+
+ROOT: Final = Path(spec.__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class Plant:
+    """A bug: in `module`, `old` becomes `new` (or the conjunct `drops` holds always); `first` are the rules to try first."""
+    name: str
+    summary: str
+    module: str
+    old: str = ""
+    new: str = ""
+    drops: str = ""
+    first: tuple[str, ...] = ()
+
+
+def source_of(module: str) -> str:
+    """The text of a module of the specification, as it stands in its file."""
+    return (ROOT.parent / (module.replace(".", "/") + ".py")).read_text(encoding="utf-8")
+
+
+def planted_source(plant: Plant) -> str:
+    """The module's text with the bug in it.  ValueError if the plant does not fit the text any more."""
+    text = source_of(plant.module)
+    if plant.drops:
+        return drop_conjunct(text, plant.drops)
+    if text.count(plant.old) != 1:
+        raise ValueError(f"{plant.name}: its place is {text.count(plant.old)} times in {plant.module}, not once")
+    return text.replace(plant.old, plant.new)
+
+
+def drop_conjunct(text: str, conjunct: str) -> str:
+    """The text in which this conjunct's condition is True."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "require":
+            condition, name = node.args
+            if isinstance(name, ast.Constant) and name.value == conjunct:
+                lines = text.splitlines(keepends=True)
+                start, end = (lines[condition.lineno - 1].encode(), condition.end_col_offset or 0)
+                head, tail = start[:condition.col_offset].decode(), start[end:].decode()
+                lines[condition.lineno - 1] = f"{head}True{tail}"
+                return "".join(lines)
+    raise ValueError(f"{conjunct} is no conjunct of this module")
+
+
+def write_planted(plant: Plant, folder: Path) -> None:
+    """Make `folder`/spec, a copy of the specification with the bug in it: put the folder first on a process's path."""
+    shutil.copytree(ROOT, folder / "spec", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / (plant.module.replace(".", "/") + ".py")).write_text(planted_source(plant), encoding="utf-8")
+
+
+# --- the bugs ----------------------------------------------------------------------------------------------------------------
+
+def dropped_conjuncts() -> tuple[Plant, ...]:
+    """One plant for every conjunct of every transition and of every guard that transitions share."""
+    return tuple(Plant(f"drop-{c.id}", f"not asked: {c.text}", rule.function.__module__, drops=c.id, first=(rule.name,))
+                 for rule in RULES.values() if rule.kind in ("transition", "guard") for c in rule.conjuncts)
+
+
+TABLES, FRAMES, REGISTERS, RESERVATION, TLB, PAGING, PROFILE = (
+    "spec.tables", "spec.frames", "spec.registers", "spec.reservation", "spec.x86.tlb", "spec.x86.paging", "spec.profile")
+
+BY_HAND: Final = (
+    Plant("old-reference-lost", "the replaced entry's reference is not given back", TABLES,
+          "        slot_to_token(s, g, old, refers_by(s, g, t, old))\n        s.word[g, i] = adjusted(s, t, new)",
+          "        s.word[g, i] = adjusted(s, t, new)", first=("write_entry",)),
+    Plant("new-reference-kept-in-hand", "the slot does not take its reference over", TABLES,
+          "        token_to_slot(s, g, new, need)\n", "", first=("write_entry",)),
+    Plant("plain-reference-doubled", "a read-only mapping gives back two references", TABLES,
+          "    if need == PLAIN:\n        s.held[f] += 1\n",
+          "    if need == PLAIN:\n        s.held[f] += 2\n", first=("drain_entry",)),
+    Plant("linear-use-not-counted", "a linear entry does not count for the table used", TABLES,
+          "            s.linear[g] += 1\n            s.linear[f] -= 1\n",
+          "            s.linear[g] += 1\n", first=("write_entry",)),
+    Plant("linear-use-not-given-back", "draining a linear entry leaves the other table's count", TABLES,
+          "            s.linear[g] -= 1\n            s.linear[f] += 1\n",
+          "            s.linear[g] -= 1\n", first=("drain_entry",)),
+    Plant("xens-slot-keeps-the-guests-word", "a validation leaves what the guest wrote in Xen's slot", TABLES,
+          "        s.word[f, i] = xen_entry(s, f, i)\n", "        s.word[f, i] = s.word[f, i]\n", first=("validate_entry",)),
+    Plant("xens-slots-end-early", "the last of Xen's slots is the guest's", TABLES,
+          "t == s.profile.root and s.profile.xen_first <= i <= s.profile.xen_last\n",
+          "t == s.profile.root and s.profile.xen_first <= i < s.profile.xen_last\n", first=("tlb_fill", "write_entry")),
+    Plant("validated-one-entry-early", "a table is validated with its last entry unchecked", TABLES,
+          "require(s.upto[f] == s.profile.entries, \"VALID-5.1\")", "require(s.upto[f] >= s.profile.entries - 1, \"VALID-5.1\")",
+          first=("finish",)),
+    Plant("entry-skipped-in-validation", "the check goes on two entries at a time", TABLES,
+          "    s.upto[f] = Index(i + 1)\n", "    s.upto[f] = Index(i + 2)\n", first=("validate_entry",)),
+    Plant("drained-entry-kept", "draining does not move on", TABLES,
+          "        slot_to_token(s, f, e, refers_by(s, f, t, e))\n    s.upto[f] = i\n",
+          "        slot_to_token(s, f, e, refers_by(s, f, t, e))\n", first=("drain_entry",)),
+    Plant("any-lower-level", "an upper entry may name a table of any lower level", TABLES,
+          "require(s.type[f] == t - 1, \"ENTRY-1.13\")", "require(s.type[f] < t, \"ENTRY-1.13\")", first=("write_entry",)),
+    Plant("fast-path-ignores-rw", "an L1 entry turns writable on the fast path", TABLES,
+          "        return (old ^ new) & s.profile.authority_l1 == 0\n",
+          "        return (old ^ new) & (s.profile.authority_l1 - 2) == 0\n",
+          first=("write_entry",)),
+    Plant("fast-path-ignores-the-frame", "the lowest bit of the frame changes on the fast path", TABLES,
+          "    return (old ^ new) & s.profile.authority_upper == 0\n",
+          "    return (old ^ new) & (s.profile.authority_upper - 0x1000) == 0\n", first=("write_entry",)),
+    Plant("begin-counts-no-reference", "beginning a validation takes no general reference", TABLES,
+          "    s.type[f] = t\n    s.type_count[f] += 1\n    s.ref_count[f] += 1\n",
+          "    s.type[f] = t\n    s.type_count[f] += 1\n",
+          first=("begin_type",)),
+    Plant("data-written-as-another-type", "a store by Xen does not make the frame writable", TABLES,
+          "    s.type[f] = FrameType(WRITABLE)\n    s.word[f, i] = value\n", "    s.word[f, i] = value\n", first=("write_data",)),
+    Plant("type-outlives-a-flush-decision", "a retype needs no flush", FRAMES,
+          "    return s.type[f] == t or s.stamp[f] != s.clock[CPU]\n", "    return True\n", first=("begin_type", "take_type")),
+    Plant("flush-only-when-leaving-writable", "only a frame that was writable is flushed on a retype", FRAMES,
+          "    return s.type[f] == t or s.stamp[f] != s.clock[CPU]\n",
+          "    return s.type[f] == t or s.type[f] != WRITABLE or s.stamp[f] != s.clock[CPU]\n", first=("take_type",)),
+    Plant("no-stamp-on-the-last-put", "the loss of the last typed reference is not stamped", FRAMES,
+          "        s.validated[f] = False\n        s.stamp[f] = s.clock[CPU]\n",
+          "        s.validated[f] = False\n", first=("drop_type",)),
+    Plant("mark-outlasts-the-references", "a table stays validated without references", FRAMES,
+          "        s.validated[f] = False\n        s.stamp", "        s.stamp", first=("drop_type",)),
+    Plant("typed-reference-takes-no-plain-one", "a typed reference takes no general one", FRAMES,
+          "    s.type_count[f] += 1\n    s.ref_count[f] += 1\n    s.held_type[f] += 1\n",
+          "    s.type_count[f] += 1\n    s.held_type[f] += 1\n", first=("take_type",)),
+    Plant("free-frames-may-be-used", "anybody may use a free frame", FRAMES,
+          "    return o == d or s.privileged[d] or s.lent[d, f] == s.term[f]\n",
+          "    return True\n", first=("write_entry",)),
+    Plant("loans-serve-as-tables", "a lent frame may be named by an upper entry", FRAMES,
+          "    return may_use(s, d, f) if t == L1 else may_walk(s, d, f)\n", "    return may_use(s, d, f)\n",
+          first=("write_entry",)),
+    Plant("effect-before-a-guard", "a pin's reference is taken before the last conjunct", REGISTERS,
+          "    require(not_(s.pinned[f]), \"PIN-1.5\")           # it is not pinned yet\n    s.held_type[f] -= 1\n",
+          "    s.held_type[f] -= 1\n    require(not_(s.pinned[f]), \"PIN-1.5\")           # it is not pinned yet\n",
+          first=("set_pinned",)),
+    Plant("old-base-forgotten", "the old base's reference is lost", REGISTERS,
+          "        s.held_type[s.base[d]] += 1\n", "        pass\n", first=("load_base",)),
+    Plant("old-user-base-forgotten", "the old user base's reference is lost when a new one is loaded", REGISTERS,
+          "        s.held_type[s.user_base[d]] += 1\n    s.has_user[d] = True\n", "        pass\n    s.has_user[d] = True\n",
+          first=("load_user_base",)),
+    Plant("pin-keeps-the-token", "a pin counts, and its reference stays in hand", REGISTERS,
+          "    s.held_type[f] -= 1\n    s.pinned[f] = True\n", "    s.pinned[f] = True\n", first=("set_pinned",)),
+    Plant("unpin-loses-the-reference", "unpinning drops the pin's reference on the floor", REGISTERS,
+          "    s.pinned[f] = False\n    s.held_type[f] += 1\n", "    s.pinned[f] = False\n", first=("clear_pinned",)),
+    Plant("no-stamp-when-freed", "the release of a frame is not stamped", RESERVATION,
+          "    s.last_owner[f] = d\n    s.stamp[f] = s.clock[CPU]\n", "    s.last_owner[f] = d\n", first=("free_frame",)),
+    Plant("last-owner-forgotten", "the pool does not remember whose a frame was", RESERVATION,
+          "    s.last_owner[f] = d\n", "", first=("free_frame",)),
+    Plant("type-kept-on-handing-out", "a frame is handed out with the type it had", RESERVATION,
+          "    s.type[f] = FrameType(NONE)\n", "", first=("assign",)),
+    Plant("loan-outlives-the-owner", "handing a frame out does not end the loans of it", RESERVATION,
+          "    s.term[f] += 1\n", "", first=("assign",)),
+    Plant("release-keeps-the-reference", "giving a frame up does not drop its owner's reference", RESERVATION,
+          "    s.alloc[f] = False\n    s.ref_count[f] -= 1\n", "    s.alloc[f] = False\n", first=("drop_alloc",)),
+    Plant("pages-not-counted-down", "a released frame still counts against the limit", RESERVATION,
+          "    s.pages[d] -= 1\n", "", first=("free_frame",)),
+    Plant("flush-spares-a-clock", "a whole flush does not move the clock of those that spare global entries", TLB,
+          "    s.clock[CPU] += 1\n    s.cr3_clock[CPU] += 1\n", "    s.clock[CPU] += 1\n", first=("flush",)),
+    Plant("walk-forgets-read-only", "a walk's rights ignore upper entries", PAGING,
+          "    both = rights & (e | THROUGH_XEN) & (RW | US | THROUGH_XEN)\n",
+          "    both = e & (RW | US) | rights & THROUGH_XEN\n",
+          first=("walk_step", "tlb_fill")),
+    Plant("large-page-legal", "an upper entry may map a large page", PROFILE,
+          "    forbidden_l1=PSE | G, forbidden_upper=PSE | G,",
+          "    forbidden_l1=PSE | G, forbidden_upper=G,", first=("walk_step", "tlb_fill")),
+)
+
+
+def all_plants() -> tuple[Plant, ...]:
+    """Every planted bug: by hand first, then the dropped conjuncts."""
+    return BY_HAND + dropped_conjuncts()

@@ -1,0 +1,162 @@
+"""What is known of the state before a transition: the invariants, at every key that it touches or that they lead to.
+
+Invariants are pointwise, so they are instantiated at keys, and again at the keys that those instances read, until there are
+no new ones: slots and domains lead to frames, frames lead nowhere.  All queries stay free of quantifiers.
+"""
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from proofs.symbolic.runs import merge
+from proofs.symbolic.sorts import Sorts, both, either
+from proofs.symbolic.state import Key, SymbolicState
+from proofs.symbolic.terms import IntTerm, Value, bool_value, build, node, term
+from spec.abi import P
+from spec.invariants import AT_REST, SUMS
+from spec.kernel import RULES, SCHEMA, Rule
+from spec.profile import Profile
+
+Kinds = tuple[str, ...]
+ROUNDS: Final = 9
+INVARIANTS: Final = tuple(r for r in RULES.values() if r.kind == "invariant" and r.id not in AT_REST)
+COUNTS: Final = tuple(r for r in RULES.values() if r.kind == "count")
+
+
+class Keys:
+    """Keys by their kinds, in order of the first touch."""
+
+    def __init__(self, touched: Iterable[tuple[str, Key]] = ()) -> None:
+        self.by_kinds: dict[Kinds, dict[Key, None]] = {}
+        self.touch(touched)
+
+    def add(self, kinds: Kinds, key: Key) -> None:
+        """One key; the frame of a word counts as touched, too."""
+        self.by_kinds.setdefault(kinds, {}).setdefault(key)
+        if kinds == ("frame", "index"):
+            self.add(("frame",), key[:1])
+
+    def touch(self, touched: Iterable[tuple[str, Key]]) -> None:
+        """Keys of maps."""
+        for name, key in touched:
+            self.add(SCHEMA[name][0], key)
+
+    def of(self, kinds: Kinds) -> list[Key]:
+        """All of these kinds."""
+        return list(self.by_kinds.get(kinds, ()))
+
+
+def args_of(kinds: Kinds, key: Key) -> list[Any]:
+    """The terms of a key."""
+    return [term(kind, z) for kind, z in zip(kinds, key, strict=True)]
+
+
+def evaluate(rule: Rule, s: SymbolicState, key: Key, sums: dict[str, Value] | None = None) -> Value:
+    """The formula of an invariant, or of a count with these sums, at a key."""
+    more = [] if sums is None else [{name: IntTerm(z) for name, z in sums.items()}]
+    return bool_value(merge(rule.function, s, *args_of(rule.keys, key), *more))
+
+
+def sums_at(kind: str, key: Key) -> dict[str, Value]:
+    """The unknown sums of contributions to a frame or a domain."""
+    return {c.__name__: node(c.__name__, *key) for c, (target, _) in SUMS.items() if target == kind}
+
+
+def apart(a: Key, b: Key) -> Value:
+    """Two keys differ."""
+    return build("not", both(*(build("==", x, y) for x, y in zip(a, b, strict=True))))
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A pure function of the state before at one key: its formula, what it looks up, and the condition that it can't."""
+    z: Value
+    touched: list[tuple[str, Key]]
+    misfit: Value
+
+
+class Facts:
+    """What the invariants say of the state before, found as it is asked for and remembered."""
+
+    def __init__(self, profile: Profile, sorts: Sorts) -> None:
+        self.profile, self.sorts = profile, sorts
+        self._instances: dict[tuple[str, Key], Instance] = {}
+
+    def instance(self, name: str, function: Any, kinds: Kinds, key: Key) -> Instance:
+        """A pure function of the state before, at a key."""
+        found = self._instances.get((name, key))
+        if found is None:
+            s = SymbolicState(self.profile)
+            z = bool_value(merge(function, s, *args_of(kinds, key)))
+            found = Instance(z, list(s.touched), self.misfit(s.touched))
+            self._instances[name, key] = found
+        return found
+
+    def invariant(self, rule: Rule, key: Key) -> Value:
+        """An invariant of the state before."""
+        return self.instance(rule.id, rule.function, rule.keys, key).z
+
+    def contribution(self, c: Any, to: Key, key: Key) -> Value:
+        """What a key contributed to a frame or a domain, before."""
+        target, kinds = SUMS[c]
+        found = self.instance(c.__name__, c, (target, *kinds), (*to, *key))
+        return both(build("not", found.misfit), found.z)
+
+    def misfit(self, touched: Iterable[tuple[str, Key]]) -> Value:
+        """Some part of a key is not of its kind, so nothing is known there: as a rule, surely False."""
+        parts = (part for name, key in touched for part in zip(SCHEMA[name][0], key, strict=True))
+        return either(*(self.sorts.misfit(kind, z) for kind, z in parts))
+
+    def closure(self, keys: Keys, done: set[tuple[str, Key]]) -> Iterator[Value]:
+        """The invariants and counts at all keys, which grow by what those lead to; but for those that are done."""
+        for _ in range(ROUNDS):
+            before = len(done)
+            for rule in INVARIANTS:
+                for key in keys.of(rule.keys):
+                    if (rule.id, key) not in done:
+                        done.add((rule.id, key))
+                        found = self.instance(rule.id, rule.function, rule.keys, key)
+                        keys.touch(found.touched)
+                        yield either(found.misfit, found.z)
+            if len(done) == before:
+                break
+        else:
+            raise RecursionError("the invariants lead to ever new keys")
+        for rule in COUNTS:
+            for key in keys.of(rule.keys):
+                if (rule.id, key) not in done:
+                    done.add((rule.id, key))
+                    yield evaluate(rule, SymbolicState(self.profile), key, sums_at(rule.keys[0], key))
+
+    def positivity(self, keys: Keys) -> Iterator[Value]:
+        """A sum is at least what the known keys contribute."""
+        for c, (target, kinds) in SUMS.items():
+            for to in keys.of((target,)):
+                yield build("<=", self.total(c, to, keys.of(kinds)), node(c.__name__, *to))
+
+    def total(self, c: Any, to: Key, keys: list[Key]) -> Value:
+        """What distinct keys contributed together, before."""
+        return added((first_of(keys, n), self.contribution(c, to, key), 1) for n, key in enumerate(keys))
+
+    def absences(self, s: SymbolicState, keys: Keys) -> Iterator[Value]:
+        """An absent stretch has no present entry at any known key."""
+        for f, first, end in s.absences:
+            for g, i in keys.of(("frame", "index")):
+                inside = both(build("==", g, f), build("<=", first, i), build("not", build("<=", end, i)))
+                gone = build("==", build("&", node("word", g, i), P), 0)
+                asked = both(node("absent", f, first, end), build("not", self.sorts.misfit("index", i)))
+                yield either(build("not", both(asked, inside)), gone)
+
+
+def first_of(keys: list[Key], n: int) -> Value:
+    """Key n is none of those before it."""
+    return both(*(apart(keys[n], earlier) for earlier in keys[:n]))
+
+
+def added(parts: Iterable[tuple[Value, Value, int]]) -> Value:
+    """The sum of 1 (or -1) for each part whose two conditions hold."""
+    total: Value = 0
+    for new, counts, one in parts:
+        both_hold = both(new, counts)
+        if both_hold is not False:
+            total = build("+", total, build("ite", both_hold, one, 0))
+    return total

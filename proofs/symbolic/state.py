@@ -1,0 +1,73 @@
+"""A state of which nothing is known: maps over unbounded keys that record what a run touches and stores."""
+from collections.abc import Callable
+from typing import Any
+
+from proofs.symbolic.terms import BoolTerm, Value, active, bool_value, build, gap, int_value, node, refused, term
+from spec.kernel import SCHEMA
+from spec.profile import Profile
+
+Key = tuple[Value, ...]
+Before = Callable[[str, Key], Value]          # map and key -> what was there before any store
+
+
+def unknown(name: str, key: Key) -> Value:
+    """Anything may be there."""
+    return node(name, *key)
+
+
+class SymbolicMap:
+    """An unknown map under a chain of stores."""
+
+    def __init__(self, state: "SymbolicState", name: str) -> None:
+        self.state, self.name = state, name
+        self.kinds, self.kind = SCHEMA[name]
+        self.stores: list[tuple[Key, Value]] = []
+
+    def key(self, key: Any) -> Key:
+        """The expressions of a key, which the run has touched."""
+        parts = tuple(map(int_value, key if type(key) is tuple else (key,)))
+        if len(parts) != len(self.kinds):
+            raise gap(f"{self.name}[{key}] has not {len(self.kinds)} keys")
+        self.state.touched.setdefault((self.name, parts))
+        return parts
+
+    def __getitem__(self, key: Any) -> Any:
+        at = self.key(key)
+        z = self.state.before(self.name, at)
+        for stored, value in self.stores:
+            same: Value = True
+            for a, b in zip(at, stored, strict=True):
+                same = build("and", same, build("==", a, b))
+            z = build("ite", active[-1].reduce(same) if active else same, value, z)
+        return term(self.kind, z)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if not active or active[-1].pure:
+            raise gap(f"a store to {self.name} outside a transition")
+        self.stores.append((self.key(key), (bool_value if self.kind == "bool" else int_value)(value)))
+        self.state.wrote = True
+
+    __contains__ = __iter__ = __len__ = __delitem__ = refused("the set of keys, not a key,")
+
+
+class SymbolicState:
+    """The maps of the schema, of which nothing is known but what `before` says."""
+
+    def __init__(self, profile: Profile, before: Before = unknown) -> None:
+        self.profile, self.before, self.wrote = profile, before, False
+        self.touched: dict[tuple[str, Key], None] = {}    # map and key, in order of the first touch
+        self.absences: list[Key] = []       # what was asked for: frame, first, end
+        self.maps = {name: SymbolicMap(self, name) for name in SCHEMA}
+        for name, of in self.maps.items():
+            setattr(self, name, of)
+
+    def absent(self, f: Any, first: Any, end: Any) -> Any:
+        """No entry of f in [first, end) is present: an unknown of its own, whatever was stored before."""
+        stretch = tuple(map(int_value, (f, first, end)))
+        self.absences.append(stretch)
+        return BoolTerm(node("absent", *stretch, *self.maps["word"].stores))
+
+    @property
+    def stores(self) -> dict[str, list[tuple[Key, Value]]]:
+        """What was written, by map, in order."""
+        return {name: m.stores for name, m in self.maps.items() if m.stores}
