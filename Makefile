@@ -1,4 +1,4 @@
-# xenspec.  `make run` fuzzes for half a minute, `make test` checks everything; both set up what they need in .venv.
+# xenspec.  `make run` fuzzes for half a minute, `make test` checks everything; all set up what they need in .venv.
 PYTHON          ?= python3
 SECONDS_TO_FUZZ ?= 30
 PYTEST_FLAGS    ?=
@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 # Whatever environment the caller is in, only .venv counts.
 unexport PYTHONPATH PYTHONHOME PYTHONSAFEPATH VIRTUAL_ENV PIP_USER PIP_TARGET PIP_PREFIX
 
-.PHONY: run test bench lint clean
+.PHONY: run test bench prove lint clean
 .DELETE_ON_ERROR:
 
 run: $(READY)
@@ -22,6 +22,9 @@ test: lint
 
 bench: $(READY)
 	$(BIN)/xenspec bench
+
+prove: $(READY)
+	$(BIN)/xenspec prove --jobs 2
 
 lint: $(READY)
 	$(BIN)/ruff check .
