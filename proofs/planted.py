@@ -64,9 +64,15 @@ def write_planted(plant: Plant, folder: Path) -> None:
 
 # --- the bugs ----------------------------------------------------------------------------------------------------------------
 
+# Which transitions use a guard.
+USERS: Final = {"ENTRY-1": ("write_entry", "validate_entry"), "VALID-2": ("finish", "skip_absent", "validate_entry"),
+                "TLB-7": ("walk_step",)}
+
+
 def dropped_conjuncts() -> tuple[Plant, ...]:
     """One plant for every conjunct of every transition and of every guard that transitions share."""
-    return tuple(Plant(f"drop-{c.id}", f"not asked: {c.text}", rule.function.__module__, drops=c.id, first=(rule.name,))
+    return tuple(Plant(f"drop-{c.id}", f"not asked: {c.text}", rule.function.__module__, drops=c.id,
+                       first=USERS.get(rule.id, (rule.name,)))
                  for rule in RULES.values() if rule.kind in ("transition", "guard") for c in rule.conjuncts)
 
 
