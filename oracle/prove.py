@@ -1,14 +1,10 @@
 """The command `xenspec prove`: what is proved, shown as it goes, as a table, as JSON and as JUnit."""
-import time
 from collections.abc import Iterable
-from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any, Final
 from xml.etree import ElementTree
 
 import typer
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -51,7 +47,7 @@ def prove_command(
         wanted = obligations.select(profile, only)
         if not wanted:
             stop(f"prove: no obligation's name contains or fits {only!r}")
-        with Display(consoles(json_path)[1], len(wanted)) as display:
+        with ProofDisplay(consoles(json_path)[1], len(wanted)) as display:
             ledger = runner.run(wanted, jobs, display, None if no_cache else runner.CACHE)
         if junit is not None:
             write_whole(junit, ledger_junit(ledger))
@@ -66,42 +62,31 @@ def subject_of(task: "Task") -> str:
     return f"{task[0].profile} {rule.name if rule else task[0].subject}"
 
 
-class Display:
-    """Shows what is running: on a terminal a bar, elsewhere a line every few seconds."""
+class ProofDisplay(report.Display):
+    """Shows what is running."""
 
     def __init__(self, console: Console, total: int) -> None:
-        self.console = console
-        columns = (TextColumn("proving"), BarColumn(), TextColumn("{task.completed} of {task.total}  {task.fields[running]}"),
-                   TimeElapsedColumn())
-        self.bar = Progress(*columns, console=console)
-        self.task = self.bar.add_task("", total=total, running="")
-        self.live = Live(self.bar, console=console, refresh_per_second=8, transient=True) if console.is_terminal else None
+        super().__init__(console, "proving", total, f"0 of {total}")
+        self.total = total
         self.running: list[str] = []
         self.rows: list[Row] = []
-        self.said = time.monotonic()
-
-    def __enter__(self) -> "Display":
-        if self.live is not None:
-            self.live.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.live is not None:
-            self.live.stop()
 
     def begun(self, task: "Task") -> None:
         """A task is running."""
         self.running.append(subject_of(task))
-        self.bar.update(self.task, running=", ".join(self.running))
+        self.show(0)
 
     def done(self, task: "Task", rows: list[Row]) -> None:
         """A task is done."""
         self.running.remove(subject_of(task))
         self.rows += rows
-        self.bar.update(self.task, advance=len(rows), running=", ".join(self.running))
-        if self.live is None and time.monotonic() - self.said >= report.SPARSELY:
-            self.said = time.monotonic()
+        self.show(len(rows))
+        if self.is_time_to_say():
             self.console.print(f"{figures(self.rows)}; running: {', '.join(self.running)}", highlight=False)
+
+    def show(self, more: int) -> None:
+        """Bring the bar up to date, which has `more` rows than before."""
+        self.bar.update(self.task, advance=more, figures=f"{len(self.rows)} of {self.total}  {', '.join(self.running)}")
 
 
 def figures(rows: Iterable[Row]) -> str:

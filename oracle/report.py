@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, Self
 from xml.etree import ElementTree
 
 from rich.console import Console, Group, RenderableType
@@ -59,19 +59,18 @@ def plain_table(*columns: str, title: str | None = None) -> Table:
 
 # --- campaigns: live ---------------------------------------------------------------------------------------------------------
 
-class CampaignDisplay:
-    """Shows how a campaign goes: on a terminal a bar and its figures, elsewhere a line every few seconds."""
+class Display:
+    """How something long goes: on a terminal a bar with its figures, elsewhere a line every few seconds (`is_time_to_say`)."""
 
-    def __init__(self, console: Console, spec: CampaignSpec) -> None:
-        self.console, self.spec = console, spec
+    def __init__(self, console: Console, what: str, total: float | None, figures: str) -> None:
+        self.console = console
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"), TimeElapsedColumn())
         self.bar = Progress(*columns, console=console)
-        self.task = self.bar.add_task(f"{spec.profile} on {spec.target}", total=spec.actions or spec.seconds, figures="starting")
+        self.task = self.bar.add_task(what, total=total, figures=figures)
         self.live = Live(self.bar, console=console, refresh_per_second=8, transient=True) if console.is_terminal else None
         self.said = time.monotonic()
-        self.last: CampaignResult | None = None
 
-    def __enter__(self) -> "CampaignDisplay":
+    def __enter__(self) -> Self:
         if self.live is not None:
             self.live.start()
         return self
@@ -80,14 +79,29 @@ class CampaignDisplay:
         if self.live is not None:
             self.live.stop()
 
+    def is_time_to_say(self) -> bool:
+        """There is no terminal, and nothing was said for a while."""
+        if self.live is not None or time.monotonic() - self.said < SPARSELY:
+            return False
+        self.said = time.monotonic()
+        return True
+
+
+class CampaignDisplay(Display):
+    """Shows how a campaign goes."""
+
+    def __init__(self, console: Console, spec: CampaignSpec) -> None:
+        super().__init__(console, f"{spec.profile} on {spec.target}", spec.actions or spec.seconds, "starting")
+        self.spec = spec
+        self.last: CampaignResult | None = None
+
     def __call__(self, result: CampaignResult) -> None:
         """Show the result so far."""
         self.last = result
         if self.live is not None:
             done = result.actions if self.spec.actions else result.seconds
             self.bar.update(self.task, completed=done, figures=figures(result))
-        elif time.monotonic() - self.said >= SPARSELY:
-            self.said = time.monotonic()
+        elif self.is_time_to_say():
             self.console.print(f"{result.seconds:5.0f} s  {figures(result)}", highlight=False)
 
 

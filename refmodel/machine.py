@@ -44,6 +44,7 @@ class Machine:
         """Back to the start of the machine; the cost is that of what changed."""
         self.concrete.rollback(0)
         self.current = None
+        self.flush_due = False              # a hypercall that ended in a ModelError leaves it behind
         self.refusals = []
         self.released.clear()
         self.handed_out.clear()
@@ -129,7 +130,7 @@ class Machine:
 
     def attempt(self, step: Callable[..., Any], *args: Any) -> Any:
         """One entry of a batch: refused, it leaves no trace."""
-        mark = len(self.concrete.log)
+        mark = self.concrete.mark()
         try:
             return step(*args)
         except (Refused, Error) as refusal:

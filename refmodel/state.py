@@ -1,5 +1,4 @@
 """Concrete states: dicts with one undo log; an absent key has the neutral value of its kind."""
-from collections.abc import Callable
 from typing import Any, Final, cast
 
 from spec.abi import NOBODY, P
@@ -107,5 +106,3 @@ def as_state(s: ConcreteState) -> State:
     """The same state as the rules see it."""
     return cast(State, s)
 
-
-Fill = Callable[[ConcreteState], None]

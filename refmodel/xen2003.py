@@ -14,7 +14,7 @@ from spec.x86.tlb import flush, tag_of, tlb_drop
 
 X = Xen2003
 TWritable, TL1, TL2 = FrameType(WRITABLE), FrameType(L1), FrameType(L2)
-WORD, WORDS = 0xFFFFFFFF, 1024
+WORD = 0xFFFFFFFF
 
 
 class Machine2003(Machine):

@@ -16,9 +16,6 @@ EINVAL: Final = 22
 ENOSYS: Final = 38
 EOPNOTSUPP: Final = 95
 
-ERRNO_NAMES: Final = {EPERM: "EPERM", ESRCH: "ESRCH", ENOMEM: "ENOMEM", EACCES: "EACCES", EFAULT: "EFAULT", EBUSY: "EBUSY",
-                      EINVAL: "EINVAL", ENOSYS: "ENOSYS", EOPNOTSUPP: "EOPNOTSUPP"}
-
 # --- processor exceptions
 GP: Final = 13                          # #GP
 PF: Final = 14                          # #PF

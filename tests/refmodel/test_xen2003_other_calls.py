@@ -293,3 +293,18 @@ def test_reset(xen2):
     xen2.mmu(1, (X.EXTENDED, X.TLB_FLUSH))
     xen2.m.reset()
     assert xen2.trace() == before
+
+
+def test_reset_forgets_a_flush_that_a_broken_off_hypercall_asked_for(xen2):
+    """A program that leaves the vocabulary in the middle of a multicall takes nothing along to the next program."""
+    m, at = xen2.m, X.BASE + 2 * 4096
+    words = [X.MMU_UPDATE, at + 256, 1, 0, 0, 0, 0, 0, 0]           # TLB_FLUSH; then a call of another wing
+    requests = ((at, tuple(words)), (at + 256, (X.EXTENDED, X.TLB_FLUSH)))
+    with pytest.raises(ModelError):
+        m.step(Hypercall(1, X.MULTICALL, (at, 2), requests))
+    m.reset()
+    m.step(Hypercall(1, 99, ()))
+    before = m.s.clock[0]
+    m.step(Hypercall(1, 99, ()))
+    assert m.flush_due is False
+    assert m.s.clock[0] == before == 2                              # the switch to domain 1, and nothing else
