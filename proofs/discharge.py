@@ -3,31 +3,33 @@
 Each goal has a solver of its own, which knows the path, and the invariants at the keys that matter to this goal: so a row does
 not depend on which others are proved with it.
 """
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final
 
 import z3
 
 from proofs import induction
+from proofs.goals import CONTRIBUTIONS, COUNTING, POINTWISE, Goals, any_of, contribution
 from proofs.ledger import PROVED, REFUTED, UNKNOWN, Row
 from proofs.obligations import NEVER, Obligation
-from proofs.symbolic.facts import COUNTS, INVARIANTS, Facts, Keys, added, apart, args_of, evaluate, first_of, sums_at
+from proofs.symbolic.facts import Facts, Keys, args_of, evaluate
 from proofs.symbolic.paths import Path, rebound
-from proofs.symbolic.runs import Run, merge
 from proofs.symbolic.search import Search, Tally
-from proofs.symbolic.sorts import Sorts, both, either
+from proofs.symbolic.sorts import Sorts, both
 from proofs.symbolic.state import Key, SymbolicState
-from proofs.symbolic.terms import GuardAfterEffect, SemanticGap, TooManyPaths, Value, active, bool_value, build, node
+from proofs.symbolic.terms import GuardAfterEffect, SemanticGap, TooManyPaths, Value, bool_value, build, node
 from spec.abi import DOMID_XEN, NOBODY
 from spec.invariants import SUMS
 from spec.kernel import RULES, SCHEMA, Rule
 from spec.profile import PROFILES, Profile
 
-POINTWISE: Final = {r.id: r for r in INVARIANTS}
-COUNTING: Final = {r.id: r for r in COUNTS}
-CONTRIBUTIONS: Final = {c.__name__: c for c in SUMS}
+EFFORT: Final = 1_000_000_000               # of the solver for one query, in its own units: some 10 million take a second
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How obligations are discharged."""
+    effort: int = EFFORT
 
 
 @dataclass(slots=True)
@@ -46,24 +48,30 @@ class Account:
     def row(self, o: Obligation) -> Row:
         """The row of the ledger."""
         return Row(o.profile, o.name, o.about, self.verdict, self.paths, self.tally.queries, round(self.tally.seconds, 3),
-                   round(self.tally.slowest, 3), self.detail)
+                   round(self.tally.slowest, 3), self.tally.effort, self.detail)
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """A goal, made when its turn comes, and what is assumed for it."""
-    assumed: list[Value]
-    goal: Callable[[Keys], Value]
+class Query:
+    """A question: do the facts entail the goal?  `args` are the rule's arguments, `at` is the key that the goal is about."""
+    part: str
+    where: str
+    facts: list[Value]
+    goal: Value
+    path: Path | None = None
+    args: Key = ()
+    at: Key = ()
 
 
 class Task:
     """The obligations of one subject."""
 
-    def __init__(self, wanted: list[Obligation], timeout: float) -> None:
+    def __init__(self, wanted: list[Obligation], options: Options) -> None:
         self.profile: Profile = PROFILES[wanted[0].profile]
         self.accounts = {o.part: Account() for o in wanted}
-        self.sorts, self.timeout = Sorts(self.profile), timeout
+        self.sorts, self.options = Sorts(self.profile), options
         self.facts = Facts(self.profile, self.sorts)
+        self.goals = Goals(self.facts)
         self.search = Search(self.profile, self.facts, self.sorts, Tally())
 
     def run(self, subject: str) -> None:
@@ -82,19 +90,20 @@ class Task:
     def solver(self, facts: list[Value]) -> Any:
         """A solver that knows these."""
         solver = z3.Solver()
-        solver.set("timeout", int(self.timeout * 1000))
+        solver.set("rlimit", self.options.effort)
         solver.add(*map(self.sorts.boolean, facts))
         return solver
 
-    def ask(self, account: Account, facts: list[Value], goal: Value, where: str) -> None:
+    def ask(self, query: Query) -> None:
         """The goal follows from the facts, or the account says that it doesn't."""
-        if goal is True:
+        if query.goal is True:
             return
-        answer = account.tally.check(self.solver([*facts, build("not", goal)]))
+        account = self.accounts[query.part]
+        answer = account.tally.check(self.solver([*query.facts, build("not", query.goal)]))
         if answer == z3.sat:
-            account.found(REFUTED, where)
+            account.found(REFUTED, query.where)
         elif answer != z3.unsat:
-            account.found(UNKNOWN, f"{where}: no answer within {self.timeout:g} s")
+            account.found(UNKNOWN, f"{query.where}: no answer with an effort of {self.options.effort:,}")
 
     def known(self, path: Path, keys: Keys) -> list[Value]:
         """The path's conditions and what the invariants say at these keys."""
@@ -112,7 +121,7 @@ class Task:
         for n, path in enumerate(self.search.paths(rule.function, args_of(rule.keys, args), given, pure=False)):
             if path.outcome == "ok" and self.can_happen(path, given):
                 happens += 1
-                self.path(path, given, f"on path {n}")
+                self.path(path, given, args, f"on path {n}")
         for account in self.accounts.values():
             account.paths = happens
         if "happens" in self.accounts:
@@ -130,11 +139,11 @@ class Task:
         facts = self.known(path, Keys(path.state.touched))
         return bool(self.search.tally.check(self.solver([*given, *facts])) != z3.unsat)
 
-    def path(self, path: Path, given: list[Value], where: str) -> None:
+    def path(self, path: Path, given: list[Value], args: Key, where: str) -> None:
         """All goals of one path."""
         touched = dict(path.state.touched)
-        for part, account in self.accounts.items():
-            for case in self.cases(part, path):
+        for part in self.accounts:
+            for case in self.goals.cases(part, path):
                 path.state.touched = dict(touched)
                 keys = Keys(touched)
                 goal = case.goal(keys)
@@ -144,72 +153,8 @@ class Task:
                 if part != "kinds":         # what the goal itself looks up is there
                     looked_up = [at for at in path.state.touched if at not in touched]
                     goal = both(build("not", self.facts.misfit(looked_up)), goal)
-                self.ask(account, [*given, *case.assumed, *self.known(path, keys)], goal, where)
-
-    def cases(self, part: str, path: Path) -> Iterator["Case"]:
-        """What part of a transition's duty is to be shown on a path, case by case."""
-        if part == "kinds":
-            wrong = either(self.facts.misfit(path.state.touched), *self.ill_stored(path.state))
-            yield Case([], lambda keys: build("not", wrong))
-        elif part in POINTWISE:
-            rule = POINTWISE[part]
-            stored = list(dict.fromkeys(key for name, stores in path.state.stores.items() if SCHEMA[name][0] == rule.keys
-                                        for key, _ in stores))
-            for n, key in enumerate((any_key(rule.keys), *stored)):     # each case: the key is none of those that follow
-                elsewhere = [apart(key, other) for other in stored[n:]]
-                yield Case(elsewhere, partial(self.kept, rule, path, elsewhere, key))
-        elif part in COUNTING:
-            yield Case([], partial(self.counted, COUNTING[part], path))
-        elif part in CONTRIBUTIONS:
-            kinds = SUMS[CONTRIBUTIONS[part]][1]
-            key = any_key(kinds)
-            elsewhere = [apart(key, slot) for slot in Keys(path.state.touched).of(kinds)]
-            yield Case(elsewhere, partial(self.untouched, CONTRIBUTIONS[part], path, elsewhere, key))
-
-    def ill_stored(self, s: SymbolicState) -> Iterator[Value]:
-        """The ways in which a stored value may not be of its kind."""
-        for name, stores in s.stores.items():
-            yield from (self.sorts.misfit(SCHEMA[name][1], value) for _, value in stores)
-
-    def kept(self, rule: Rule, path: Path, assumed: list[Value], key: Key, keys: Keys) -> Value:
-        """An invariant afterwards, at a key."""
-        keys.add(rule.keys, key)
-        before = self.facts.invariant(rule, key)
-        after = under(path, assumed, lambda: evaluate(rule, path.state, key))
-        return True if after is before else after
-
-    def counted(self, rule: Rule, path: Path, keys: Keys) -> Value:
-        """A count afterwards, at any frame or domain: the sums change by what the touched keys change."""
-        slots = Keys(path.state.touched)
-        to = any_of(rule.keys, keys)
-        before = sums_at(rule.keys[0], to)
-        after = {name: build("+", n, self.change(CONTRIBUTIONS[name], path, to, slots)) for name, n in before.items()}
-        then = under(path, [], lambda: evaluate(rule, path.state, to, after))
-        now = evaluate(rule, SymbolicState(self.profile), to, before)
-        return True if then is now else then
-
-    def change(self, c: Any, path: Path, to: Key, slots: Keys) -> Value:
-        """By how much the sum of a contribution to a frame or a domain changes."""
-        kinds = SUMS[c][1]
-        keys = slots.of(kinds)
-        parts: list[tuple[Value, Value, int]] = []
-        for n, key in enumerate(keys):
-            before = self.facts.contribution(c, to, key)
-            fits = (build("not", self.sorts.misfit(kind, z)) for kind, z in zip(kinds, key, strict=True))
-            after = both(*fits, contribution(c, path.state, to, key))
-            if after is not before:
-                parts += [(first_of(keys, n), after, 1), (first_of(keys, n), before, -1)]
-        return added(parts)
-
-    def untouched(self, c: Any, path: Path, assumed: list[Value], key: Key, keys: Keys) -> Value:
-        """A contribution is what it was, at a key that the transition does not touch."""
-        target, kinds = SUMS[c]
-        to = any_key((target,))
-        keys.add((target,), to)
-        keys.add(kinds, key)
-        before = self.facts.contribution(c, to, key)
-        after = under(path, assumed, lambda: contribution(c, path.state, to, key))
-        return True if before is after else build("==", before, after)
+                facts = [*given, *case.assumed, *self.known(path, keys)]
+                self.ask(Query(part, where, facts, goal, path, args, case.at))
 
     # --- theorems ---
 
@@ -224,7 +169,8 @@ class Task:
             account.paths += 1
             goal = bool_value(path.value) if path.outcome == "ok" else False
             if goal is not True:
-                self.ask(account, [*given, *self.known(path, Keys(path.state.touched))], goal, f"on path {n}")
+                facts = [*given, *self.known(path, Keys(path.state.touched))]
+                self.ask(Query(rule.id, f"on path {n}", facts, goal, path, args))
         searched = self.search.tally
         account.tally.queries += searched.queries
         account.tally.seconds += searched.seconds
@@ -247,7 +193,7 @@ class Task:
                 goal = evaluate(rule, s, any_of(rule.keys, keys), dict.fromkeys(CONTRIBUTIONS, 0))
             domains = keys.of(("dom",))
             given = [z for (d,) in domains for z in (build("<=", 0, node("limit", d)), *is_domain(d))]
-            self.ask(account, given, goal, "in the initial state")
+            self.ask(Query(part, "in the initial state", given, goal))
 
     def at_first(self, name: str, key: Key) -> Value:
         """What a map holds before the first transition."""
@@ -269,44 +215,14 @@ class Task:
                     account.found(UNKNOWN, f"{what} of the induction does not follow")
 
 
-def any_key(kinds: tuple[str, ...]) -> Key:
-    """A key of which nothing is known."""
-    return tuple(node(f"{kind}_any_{'_'.join(kinds)}") for kind in kinds)
-
-
-def any_of(kinds: tuple[str, ...], keys: Keys) -> Key:
-    """A key of which nothing is known, among the keys that matter."""
-    key = any_key(kinds)
-    keys.add(kinds, key)
-    return key
-
-
 def is_domain(d: Value) -> list[Value]:
     """The acting domain is one of the machine's."""
     return [build("not", build("==", d, NOBODY)), build("not", build("==", d, DOMID_XEN))]
 
 
-def under(path: Path, assumed: list[Value], function: Callable[[], Value]) -> Value:
-    """The value of a function of the state that a path leads to, under what the path knows and what is assumed."""
-    run = Run((), path.known, pure=True)
-    for z in assumed:
-        run.learn(z, True)
-    active.append(run)
-    try:
-        return function()
-    finally:
-        active.pop()
-
-
-def contribution(c: Any, s: SymbolicState, to: Key, key: Key) -> Value:
-    """What a key contributes in a state."""
-    target, kinds = SUMS[c]
-    return bool_value(merge(c, s, *args_of((target, *kinds), (*to, *key))))
-
-
-def discharge(wanted: list[Obligation], timeout: float) -> list[Row]:
+def discharge(wanted: list[Obligation], options: Options) -> list[Row]:
     """The rows of the obligations of one subject."""
-    task, subject = Task(wanted, timeout), wanted[0].subject
+    task, subject = Task(wanted, options), wanted[0].subject
     try:
         with rebound(task.search.require):
             task.run(subject)

@@ -20,7 +20,10 @@ class Row:
     queries: int
     seconds: float
     worst: float                            # seconds of the slowest query
+    effort: int                             # of the hardest query, in the solver's own units: hardly differs between machines
     detail: str = ""                        # why it is not proved
+    counterexample: dict[str, Any] | None = None    # as JSON, see `proofs.counterexample`
+    second: str = ""                        # what another solver says
     cached: bool = False
 
     @classmethod
@@ -45,7 +48,7 @@ class Ledger:
         return {**verdicts(self.rows), "seconds": round(self.seconds, 1)}
 
     def document(self) -> dict[str, Any]:
-        """The ledger as JSON; but for the seconds and what was cached, it is the same whenever it is repeated."""
+        """The ledger as JSON; but for the seconds, the effort and what was cached, it is the same whenever it is repeated."""
         return {"summary": self.summary(), "rows": [asdict(row) for row in self.rows]}
 
 

@@ -32,9 +32,9 @@ class MutantRow:
     detail: str = ""
 
 
-def prove_until_broken(profile: str, first: tuple[str, ...], everything: bool, timeout: float) -> dict[str, str] | None:
+def prove_until_broken(profile: str, first: tuple[str, ...], everything: bool, effort: int) -> dict[str, str] | None:
     """Run in the planted process: the first obligation that is not proved, a refuted one if its rule has one."""
-    from proofs.discharge import discharge
+    from proofs.discharge import Options, discharge
     from proofs.obligations import obligations, tasks
     from spec.kernel import RULES
     work = tasks(obligations(profile))
@@ -43,7 +43,7 @@ def prove_until_broken(profile: str, first: tuple[str, ...], everything: bool, t
     doubt = None
     for n in order:
         if names[n] in first or everything:
-            for row in discharge(work[n], timeout):
+            for row in discharge(work[n], Options(effort)):
                 if row.verdict == REFUTED:
                     return {"verdict": REFUTED, "obligation": row.name, "detail": row.detail}
                 if row.verdict == UNKNOWN and doubt is None:
@@ -60,14 +60,14 @@ print(json.dumps(prove_until_broken(*json.loads(sys.argv[3]))))
 """
 
 
-def try_plant(plant: Plant, everything: bool = False, timeout: float = 20.0) -> MutantRow:
+def try_plant(plant: Plant, everything: bool = False, effort: int = 200_000_000) -> MutantRow:
     """Prove a specification with this bug in it, for each profile until one breaks."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         write_planted(plant, folder)
         doubt = None
         for profile in PROFILES:
-            asked = json.dumps([profile, plant.first, everything, timeout])
+            asked = json.dumps([profile, plant.first, everything, effort])
             done = subprocess.run([sys.executable, "-c", CHILD, str(folder), str(ROOT), asked], capture_output=True, text=True,
                                   timeout=PATIENCE, cwd=folder, check=False)
             if done.returncode:

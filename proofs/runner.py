@@ -13,13 +13,13 @@ from typing import Final, Protocol
 
 import z3
 
-from proofs.discharge import discharge
+from proofs.discharge import Options, discharge
 from proofs.ledger import PROVED, Ledger, Row
 from proofs.obligations import Obligation, tasks
 
 ROOT: Final = Path(__file__).parent.parent
+DEFAULT: Final = Options()
 CACHE: Final = Path(".cache/xenspec-proofs")
-TIMEOUT: Final = 180.0                      # seconds for one query, on a busy machine, too
 Task = list[Obligation]
 
 
@@ -36,7 +36,7 @@ class Watcher(Protocol):
 def fingerprint(root: Path = ROOT) -> str:
     """Of everything that a proof depends on: the specification, the engine and the solver."""
     hashed = hashlib.sha256(z3.get_full_version().encode())
-    engine = [root / "proofs" / f"{name}.py" for name in ("discharge", "induction", "ledger", "obligations")]
+    engine = [root / "proofs" / f"{name}.py" for name in ("discharge", "goals", "induction", "ledger", "obligations")]
     for path in (*sorted((root / "spec").rglob("*.py")), *sorted((root / "proofs" / "symbolic").rglob("*.py")), *engine):
         hashed.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
     return hashed.hexdigest()
@@ -72,20 +72,21 @@ class Cache:
         path.write_text(json.dumps(document), encoding="utf-8")
 
 
-def run(wanted: list[Obligation], jobs: int, watcher: Watcher, cache: Path | None = CACHE, timeout: float = TIMEOUT) -> Ledger:
+def run(wanted: list[Obligation], jobs: int, watcher: Watcher, cache: Path | None = CACHE,
+        options: Options = DEFAULT) -> Ledger:
     """The ledger of these obligations, in their order."""
     start = time.monotonic()
     store = Cache(cache, fingerprint() if cache is not None else "")
     rows = {(o.profile, o.name): row for o in wanted if (row := store.get(o)) is not None}
     left = [o for o in wanted if (o.profile, o.name) not in rows]
-    for task, found in results(tasks(left), jobs, watcher, timeout):
+    for task, found in results(tasks(left), jobs, watcher, options):
         for o, row in zip(task, found, strict=True):
             store.put(o, row)
             rows[o.profile, o.name] = row
     return Ledger(tuple(rows[o.profile, o.name] for o in wanted), time.monotonic() - start)
 
 
-def results(work: list[Task], jobs: int, watcher: Watcher, timeout: float) -> Iterator[tuple[Task, list[Row]]]:
+def results(work: list[Task], jobs: int, watcher: Watcher, options: Options) -> Iterator[tuple[Task, list[Row]]]:
     """The rows of each task, as they come."""
     if not work:
         return
@@ -97,7 +98,7 @@ def results(work: list[Task], jobs: int, watcher: Watcher, timeout: float) -> It
             while waiting or running:
                 while waiting and len(running) < jobs:
                     task = waiting.pop()
-                    running[pool.submit(discharge, task, timeout)] = task
+                    running[pool.submit(discharge, task, options)] = task
                     watcher.begun(task)
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     task = running.pop(future)

@@ -18,23 +18,31 @@ from proofs.symbolic.terms import GuardAfterEffect, Node, SemanticGap, Value, ac
 from spec.kernel import Refused
 from spec.profile import Profile
 
-BRANCH_MS: Final = 10_000                   # for one question whether a branch can happen; unknown keeps it
+BRANCH_EFFORT: Final = 100_000_000          # for one question whether a branch can happen; unknown keeps it
 
 
 @dataclass(slots=True)
 class Tally:
-    """What the solver was asked."""
+    """What the solver was asked; `effort` is the greatest that a query took, in the solver's own units."""
     queries: int = 0
     seconds: float = 0.0
     slowest: float = 0.0
+    effort: int = 0
 
     def check(self, solver: Any) -> Any:
         """The solver's answer."""
-        start = time.perf_counter()
+        start, before = time.perf_counter(), effort_until_now()
         answer = solver.check()
         took = time.perf_counter() - start
         self.queries, self.seconds, self.slowest = self.queries + 1, self.seconds + took, max(self.slowest, took)
+        self.effort = max(self.effort, effort_until_now() - before)
         return answer
+
+
+def effort_until_now() -> int:
+    """What the solver did in this process, in its own units."""
+    statistics = z3.Solver().statistics()
+    return int(statistics.get_key_value("rlimit count"))
 
 
 class Search:
@@ -43,7 +51,7 @@ class Search:
     def __init__(self, profile: Profile, facts: Facts, sorts: Sorts, tally: Tally) -> None:
         self.profile, self.facts, self.sorts, self.tally = profile, facts, sorts, tally
         self.solver = z3.Solver()
-        self.solver.set("timeout", BRANCH_MS)
+        self.solver.set("rlimit", BRANCH_EFFORT)
         self.done: set[tuple[str, tuple[Value, ...]]] = set()
         self.path: Path | None = None
 
