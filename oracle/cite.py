@@ -16,6 +16,7 @@ from rich.text import Text
 import refmodel
 import spec.rules
 from oracle.coverage import Unreached, unreached_list
+from oracle.proved import Proofs, instead, proof_lines, proofs_document, proofs_of
 from oracle.report import plain_table
 from spec.kernel import RULES, Conjunct, Rule
 
@@ -23,7 +24,8 @@ ID: Final = re.compile(r"[A-Z][A-Z0-9]*-\d+(\.\d+)?")
 _CITED: Final = re.compile(r"(?<![\w-])[A-Z][A-Z0-9]*-\d+(?:\.\d+)?(?![\w-]|\.\d)")
 ROOT: Final = Path(refmodel.__file__).parent.parent
 MODULES: Final = len(spec.rules.MODULES)        # of the specification; importing them has entered their rules
-# What needs no user: a theorem is there to be true, and the audit runs every invariant and count.
+# What needs no user: a theorem and a condition of flow are there to be true, and the audit runs every invariant and count.
+NO_SOLVER: Final = "not known: the solver is not installed (pip install 'xenspec[proofs]')"
 RUN_BY_AUDIT: Final = frozenset({"invariant", "count"})
 
 
@@ -44,21 +46,27 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Citation:
-    """A rule with all that is known of it.  `None` for tests or proofs: this installation has no source tree to look at."""
+    """A rule with all that is known of it.  `None` for tests: there is no source tree here; for proofs: there is no solver."""
     rule: Rule
     conjunct: Conjunct | None               # if it was asked for by id
     users: tuple[Place, ...]                # what performs it: hypercall handlers, other rules
     history: tuple[str, ...]                # bugs of the real Xen that broke it
     tests: tuple[Place, ...] | None
-    proofs: tuple[Place, ...] | None
+    proofs: Proofs | None
     unreached: tuple[Unreached, ...] = ()   # ways that no program decides its conjuncts, with reasons
 
     @property
     def holes(self) -> list[str]:
         """Which of implementation, test and proof there is none of."""
-        used = self.users or self.rule.kind in RUN_BY_AUDIT | {"theorem"}
-        return [name for name, missing in (("implementation", not used), ("test", self.tests == ()), ("proof", self.proofs == ()))
+        used = self.users or self.rule.kind in RUN_BY_AUDIT | {"theorem", "flow"}
+        unproved = self.proofs is not None and not self.proofs.all
+        return [name for name, missing in (("implementation", not used), ("test", self.tests == ()), ("proof", unproved))
                 if missing]
+
+    @property
+    def is_excused(self) -> bool:
+        """It has no proof by its nature."""
+        return "proof" in self.holes and bool(instead(self.rule))
 
 
 # --- finding -----------------------------------------------------------------------------------------------------------------
@@ -79,7 +87,9 @@ def citation(rule: Rule, conjunct: Conjunct | None = None) -> Citation:
     ids = {rule.id, *(c.id for c in rule.conjuncts)}
     history = tuple(f"{bug['id']} ({bug['date']}): {bug['what']}" for bug in historic_bugs() if ids & {*bug["rules"]})
     unreached = tuple(u for u in unreached_list() if u.conjunct in ({conjunct.id} if conjunct else ids))
-    return Citation(rule, conjunct, tuple(users_of(rule)), history, _mentions("tests", ids), _mentions("proofs", ids), unreached)
+    users = tuple(users_of(rule))
+    proofs = proofs_of(rule, {place.inside for place in users})
+    return Citation(rule, conjunct, users, history, _mentions("tests", ids), proofs, unreached)
 
 
 @functools.cache
@@ -175,7 +185,8 @@ def citation_report(c: Citation) -> RenderableType:
         text.append(f"  {each.id:10} {each.text}  ({rule.file}:{each.line})\n", "reverse" if each == c.conjunct else "")
     facts = [("source", rule.source), ("stated", f"{rule.file}:{rule.line}"), ("fingerprint", rule.fingerprint),
              ("keys", ", ".join(rule.keys)), ("used by", listed(c.users, "nothing")),
-             ("tested", listed(c.tests, "nowhere by its id")), ("proved", listed(c.proofs, "none yet")),
+             ("tested", listed(c.tests, "nowhere by its id")),
+             ("proved", NO_SOLVER if c.proofs is None else "\n".join(proof_lines(c.proofs, rule))),
              ("broken by", "\n".join(c.history)), ("unreached", "\n".join(excuses(c.unreached)))]
     table = plain_table("", "")
     table.show_header = False
@@ -214,12 +225,21 @@ def search_report(ranked: Sequence[tuple[int, Rule]], most: int = 12) -> Rendera
 
 
 def holes_report(holes: Sequence[Citation]) -> RenderableType:
-    """The rules that lack something, and how many lack what."""
+    """The rules that lack something, then those that have no proof by their nature, together; and how many lack what."""
     table = plain_table("rule", "kind", "has no", "sentence")
+    excused: dict[str, list[str]] = {}
     for c in holes:
-        table.add_row(c.rule.id, c.rule.kind, ", ".join(c.holes), c.rule.sentence)
+        if c.is_excused:
+            excused.setdefault(instead(c.rule), []).append(c.rule.id)
+        rest = [hole for hole in c.holes if not (hole == "proof" and c.is_excused)]
+        if rest:
+            table.add_row(c.rule.id, c.rule.kind, ", ".join(rest), c.rule.sentence)
+    parts: list[RenderableType] = [table] if table.row_count else []
+    for why, ids in excused.items():
+        parts.append(Text.assemble(("no proof of ", "bold"), f"{', '.join(ids)}\n  {why}\n"))
     counts = [f"{kind} {sum(kind in c.holes for c in holes)}" for kind in ("implementation", "test", "proof")]
-    return Group(table, Text(f"rules: {len(RULES)}; holes: {', '.join(counts)}"))
+    by_nature = f" ({n} by their nature)" if (n := sum(map(len, excused.values()))) else ""
+    return Group(*parts, Text(f"rules: {len(RULES)}; holes: {', '.join(counts)}{by_nature}"))
 
 
 # --- as a document -----------------------------------------------------------------------------------------------------------
@@ -232,7 +252,7 @@ def document(c: Citation) -> dict[str, Any]:
         "line": rule.line, "fingerprint": rule.fingerprint, "keys": list(rule.keys),
         "conjuncts": [{"id": each.id, "text": each.text, "line": each.line} for each in rule.conjuncts],
         "asked": c.conjunct.id if c.conjunct else rule.id, "users": _texts(c.users), "tests": _texts(c.tests),
-        "proofs": _texts(c.proofs), "history": list(c.history), "holes": c.holes,
+        "proofs": proofs_document(c.proofs, rule), "history": list(c.history), "holes": c.holes,
         "unreached": [{"profile": u.profile, "conjunct": u.conjunct, "way": u.way, "reason": u.reason} for u in c.unreached]}
 
 

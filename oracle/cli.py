@@ -22,6 +22,7 @@ from oracle.campaign import CampaignError, CampaignResult, CampaignSpec, run_cam
 from oracle.cite import ID, NoSuchRule, all_citations, citation_report, cite, document, holes_report, search, search_report
 from oracle.files import check_folder, check_writable, write_whole
 from oracle.judge import harness_verdict
+from oracle.mutants import mutants_command
 from oracle.program import Program, dump, line_of, load
 from oracle.prove import prove_command
 from oracle.replay import Replay, replay
@@ -318,6 +319,7 @@ def selftest(
 
 
 app.command("prove")(prove_command)
+app.command("mutants")(mutants_command)
 
 
 @app.command()

@@ -1,5 +1,9 @@
-"""The command `xenspec prove`: what is proved, shown as it goes, as a table, as JSON and as JUnit."""
-from collections.abc import Iterable
+"""The command `xenspec prove`: what is proved, as it goes, as a table, JSON, JUnit and SARIF; and what refutes the rest."""
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 from xml.etree import ElementTree
 
@@ -9,8 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from oracle import report
-from oracle.files import write_whole
-from proofs.ledger import PROVED, REFUTED, UNKNOWN, Ledger, Row, verdicts
+from oracle.counterexample import counterexample_report
+from oracle.files import check_folder, write_whole
+from oracle.sarif import message, sarif
+from proofs.counterexample import Counterexample
+from proofs.ledger import LEAVES, PROVED, REFUTED, UNKNOWN, Ledger, Row, verdicts
 from spec.kernel import RULES
 from spec.profile import PROFILES
 
@@ -19,45 +26,88 @@ if TYPE_CHECKING:
 
 COLOURS: Final = {PROVED: "green", REFUTED: "bold red", UNKNOWN: "yellow"}
 WORST: Final = 5                            # slowest queries that are shown
+FINDINGS: Final = Path("xenspec-findings")
+Files = dict[tuple[str, str], list[Path]]   # profile and name of a row -> what was written of its counterexample
 
 
 def prove_command(
-    profile: Annotated[str | None, typer.Option(metavar="NAME",
-                                             help=f"Which Xen: {', '.join(PROFILES)}.  [default: both]")] = None,
-    only: Annotated[str, typer.Option(help="Obligations whose name contains this, or fits it if it has * or ?.",
-                                      metavar="PATTERN")] = "",
+    profile: Annotated[str | None, typer.Option(metavar="NAME", help=f"Which Xen: {', '.join(PROFILES)}.  "
+                                                "[default: both, and the contracts of leaf functions]")] = None,
+    only: Annotated[str, typer.Option(help="Obligations whose name contains this, or fits it if it has * or ?: take_type, "
+                                      "SLOT-2, '*_ref keeps*', leaf.", metavar="PATTERN")] = "",
     jobs: Annotated[int, typer.Option(help="Processes.", min=1, max=256, metavar="N")] = 2,
+    second: Annotated[str | None, typer.Option(help="Ask this solver (cvc5), too, about everything that is proved.",
+                                               metavar="SOLVER")] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Prove what was proved before, too.")] = False,
     json_path: Annotated[str | None, typer.Option("--json", help="Write the ledger as JSON; '-' is standard output.",
                                                   metavar="FILE")] = None,
     junit: Annotated[str | None, typer.Option(help="Write the ledger as JUnit XML.", metavar="FILE")] = None,
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Prove what was proved before, too.")] = False,
+    sarif_path: Annotated[str | None, typer.Option("--sarif", help="Write what is not proved as SARIF 2.1.0.",
+                                                   metavar="FILE")] = None,
+    smt2: Annotated[Path | None, typer.Option(help="Write every query as SMT-LIB 2; then nothing is remembered.",
+                                              metavar="DIR")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for counterexamples; made if there are any.", metavar="DIR")] = FINDINGS,
 ) -> None:
-    """Prove that every transition keeps every invariant, and that the theorems follow."""
+    """Prove that every transition keeps every invariant, and that the theorems follow.
+
+    And that the leaf functions keep their contracts.  What is proved is remembered until something that it depends on changes.
+    What refutes an obligation is printed, written as JSON, and drawn as SVG.
+
+    Exit status: 0 everything is proved, 1 not everything, 2 could not run.
+    """
     from oracle.cli import consoles, finish, known_profile, stop, troubles, writable  # (it imports this module)
     try:
+        from oracle import picture
         from proofs import obligations, runner
+        from proofs.discharge import Options
+        from proofs.second import missing
     except ModuleNotFoundError as e:
-        if e.name != "z3":
+        if e.name not in ("z3", "drawsvg"):
             raise
-        stop("prove: the solver is not installed; it comes with the extra 'proofs' (pip install 'xenspec[proofs]')")
+        stop(f"prove: {e.name} is not installed; it comes with the extra 'proofs' (pip install 'xenspec[proofs]')")
     with troubles():
         if profile is not None:
             known_profile(profile)
-        writable(json_path, junit)
+        if second is not None and (why := missing(second)):
+            stop(f"prove: {why}")
+        writable(json_path, junit, sarif_path)
+        for folder in filter(None, (smt2, out)):
+            check_folder(folder)
         wanted = obligations.select(profile, only)
         if not wanted:
             stop(f"prove: no obligation's name contains or fits {only!r}")
-        with ProofDisplay(consoles(json_path)[1], len(wanted)) as display:
-            ledger = runner.run(wanted, jobs, display, None if no_cache else runner.CACHE)
+        options = Options(smt2=str(smt2) if smt2 else None, second=second)
+        with ProofDisplay(consoles(json_path, junit, sarif_path)[1], len(wanted)) as display:
+            ledger = runner.run(wanted, jobs, display, None if no_cache else runner.CACHE, options)
         if junit is not None:
             write_whole(junit, ledger_junit(ledger))
-        finish(ledger_report(ledger), ledger.document(), json_path, not ledger.clean)
+        if sarif_path is not None:
+            report.emit(sarif(ledger), sarif_path)
+        files = write_counterexamples(ledger, out, picture.svg)
+        finish(ledger_report(ledger, files), ledger.document(), json_path, not ledger.clean, beside=(junit, sarif_path))
+
+
+def write_counterexamples(ledger: Ledger, folder: Path, svg: Callable[[Counterexample], str]) -> Files:
+    """Each counterexample as JSON and as a picture.  The folder is made only if there is one.  OSError if that can't be done."""
+    files: Files = {}
+    for row in ledger.rows:
+        if row.counterexample is None:
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        stem = f"refuted-{row.profile}-{re.sub('[^a-z0-9]+', '-', row.name.lower()).strip('-')}"
+        document, drawing = folder / f"{stem}.json", folder / f"{stem}.svg"
+        write_whole(document, json.dumps(row.counterexample, indent=2, ensure_ascii=False) + "\n")
+        write_whole(drawing, svg(Counterexample.read(row.counterexample)))
+        files[row.profile, row.name] = [document, drawing]
+    return files
 
 
 # --- live --------------------------------------------------------------------------------------------------------------------
 
 def subject_of(task: "Task") -> str:
     """What a task is about, for people."""
+    if task[0].profile == LEAVES:
+        return f"leaf {task[0].part}"
     rule = RULES.get(task[0].subject)
     return f"{task[0].profile} {rule.name if rule else task[0].subject}"
 
@@ -96,18 +146,29 @@ def figures(rows: Iterable[Row]) -> str:
 
 # --- the verdict -------------------------------------------------------------------------------------------------------------
 
-def ledger_report(ledger: Ledger) -> RenderableType:
-    """The ledger by rule, what is not proved, and the slowest queries."""
+def ledger_report(ledger: Ledger, files: Files) -> RenderableType:
+    """The ledger by rule, what is not proved, with its counterexample, and the slowest queries."""
     parts: list[RenderableType] = [rules_table(ledger.rows)]
     for row in ledger.rows:
         if row.verdict != PROVED:
-            parts += ["", Text(f"{row.verdict}: {row.profile}: {row.name}: {row.detail}", COLOURS[row.verdict])]
+            parts += ["", *unproved_lines(row, files.get((row.profile, row.name), []))]
     worst = sorted(ledger.rows, key=lambda row: -row.worst)[:WORST]
     parts += ["", *(Text(f"slow: {row.worst:.2f} s  {row.profile}: {row.name}", "dim") for row in worst)]
+    second = Counter(row.second for row in ledger.rows if row.second)
+    if second:
+        parts.append(Text(f"second solver: {', '.join(f'{n:,} {answer}' for answer, n in sorted(second.items()))}"))
     cached = sum(row.cached for row in ledger.rows)
     verdict = Text("everything is proved", "bold green") if ledger.clean else Text("not everything is proved", "bold red")
     return Group(*parts, "", Text.assemble(verdict, f": {figures(ledger.rows)} in {ledger.seconds:.1f} s"
                                            + (f", {cached:,} remembered" if cached else "")))
+
+
+def unproved_lines(row: Row, files: Iterable[Path]) -> list[RenderableType]:
+    """What is not proved, why, and where its counterexample is."""
+    parts: list[RenderableType] = [Text(f"{row.verdict}: {row.profile}: {row.name}: {row.detail}", COLOURS[row.verdict])]
+    if row.counterexample is not None:
+        parts.append(counterexample_report(Counterexample.read(row.counterexample), row.name))
+    return [*parts, *(Text(f"  {file}", "dim") for file in files)]
 
 
 def rules_table(rows: Iterable[Row]) -> Table:
@@ -116,8 +177,7 @@ def rules_table(rows: Iterable[Row]) -> Table:
                                title="Proofs")
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        about = row.rules[0] if row.rules and " initial " not in row.name else "the initial state and sums"
-        groups.setdefault((row.profile, about), []).append(row)
+        groups.setdefault((row.profile, subject_of_row(row)), []).append(row)
     for (profile, about), group in groups.items():
         n = verdicts(group)
         name = f"{about} {RULES[about].name}" if about in RULES else about
@@ -126,6 +186,13 @@ def rules_table(rows: Iterable[Row]) -> Table:
                       str(max(r.paths for r in group)), f"{sum(r.queries for r in group):,}",
                       f"{sum(r.seconds for r in group):.1f}", f"{max(r.worst for r in group):.2f}")
     return table
+
+
+def subject_of_row(row: Row) -> str:
+    """The first rule that a row is about, or what it is about instead."""
+    if row.profile == LEAVES:
+        return "contracts of leaf functions"
+    return row.rules[0] if row.rules and " initial " not in row.name else "the initial state and sums"
 
 
 def ledger_junit(ledger: Ledger) -> str:
@@ -139,7 +206,8 @@ def ledger_junit(ledger: Ledger) -> str:
                                           time=f"{row.seconds:.3f}")
             if row.verdict != PROVED:
                 kind = "failure" if row.verdict == REFUTED else "error"
-                ElementTree.SubElement(case, kind, type=row.verdict, message=report.printable(row.detail))
+                failure = ElementTree.SubElement(case, kind, type=row.verdict, message=report.printable(row.detail))
+                failure.text = message(row)
     ElementTree.indent(root)
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 

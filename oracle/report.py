@@ -6,6 +6,7 @@ The documents of a campaign of a given number of actions are the same byte for b
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -47,6 +48,14 @@ def sentence_of(rule: str) -> str:
     if whole is None:
         return ""
     return next((c.text for c in whole.conjuncts if c.id == rule), whole.sentence)
+
+
+def plain(shown: RenderableType) -> str:
+    """What is printed, as text without colours."""
+    console = Console(file=StringIO(), width=130, color_system=None, highlight=False)
+    with console.capture() as captured:
+        console.print(shown)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
 def plain_table(*columns: str, title: str | None = None) -> Table:

@@ -4,12 +4,26 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from proofs.symbolic.facts import COUNTS, INVARIANTS, Facts, Keys, added, apart, args_of, evaluate, first_of, sums_at
+from proofs.noninterference import Flows, domain
+from proofs.symbolic.facts import (
+    COUNTS,
+    INVARIANTS,
+    Facts,
+    Keys,
+    added,
+    any_key,
+    any_of,
+    apart,
+    args_of,
+    evaluate,
+    first_of,
+    sums_at,
+)
 from proofs.symbolic.paths import Path
 from proofs.symbolic.runs import Run, merge
 from proofs.symbolic.sorts import both, either
 from proofs.symbolic.state import Key, SymbolicState
-from proofs.symbolic.terms import Value, active, bool_value, build, node
+from proofs.symbolic.terms import Value, active, bool_value, build
 from spec.invariants import SUMS
 from spec.kernel import SCHEMA, Rule
 
@@ -24,18 +38,20 @@ class Case:
     assumed: list[Value]
     goal: Callable[[Keys], Value]
     at: Key = ()
+    on_path: bool = True                    # the path's conditions are assumed, too
 
 
 class Goals:
-    """The goals of a profile's transitions; `facts` says what is known of the state before."""
+    """The goals of a profile's transitions; `facts` says what is known of the state before; the others are for `Flows`."""
 
-    def __init__(self, facts: Facts) -> None:
+    def __init__(self, facts: Facts, solver: Callable[[list[Value]], Any], is_sure: Callable[[Any], None]) -> None:
         self.facts, self.sorts, self.profile = facts, facts.sorts, facts.profile
+        self.flows = Flows(facts, solver, is_sure)
 
-    def cases(self, part: str, path: Path) -> Iterator[Case]:
+    def cases(self, part: str, path: Path, args: Key) -> Iterator[Case]:
         """What part of a transition's duty is to be shown on a path, case by case."""
         if part == "kinds":
-            wrong = either(self.facts.misfit(path.state.touched), *self.ill_stored(path.state))
+            wrong = either(self.facts.misfit(path.state.touched), *self.ill_stored(path.state), *self.beyond(path.state))
             yield Case([], lambda keys: build("not", wrong))
         elif part in POINTWISE:
             rule = POINTWISE[part]
@@ -51,11 +67,22 @@ class Goals:
             key = any_key(kinds)
             elsewhere = [apart(key, slot) for slot in Keys(path.state.touched).of(kinds)]
             yield Case(elsewhere, partial(self.untouched, CONTRIBUTIONS[part], path, elsewhere, key), key)
+        elif part == "FLOW-1":
+            yield Case([*domain("other"), self.flows.through_no_window(path)], partial(self.flows.unnoticed, path, args[0]))
+        elif part == "FLOW-2":
+            for assumed, same in self.flows.by_view(path, args):
+                yield Case(assumed, partial(made, same), on_path=False)
+        elif part == "FLOW-3":
+            yield Case(domain("other"), partial(self.flows.nothing_new, path, args[0]), any_key(("frame",)))
 
     def ill_stored(self, s: SymbolicState) -> Iterator[Value]:
         """The ways in which a stored value may not be of its kind."""
         for name, stores in s.stores.items():
             yield from (self.sorts.misfit(SCHEMA[name][1], value) for _, value in stores)
+
+    def beyond(self, s: SymbolicState) -> Iterator[Value]:
+        """The ways in which a word that is looked up or stored may lie beyond the end of its frame."""
+        yield from (build("<=", self.profile.entries, key[1]) for name, key in s.touched if name == "word")
 
     def kept(self, rule: Rule, path: Path, assumed: list[Value], key: Key, keys: Keys) -> Value:
         """An invariant afterwards, at a key."""
@@ -98,16 +125,9 @@ class Goals:
         return True if before is after else build("==", before, after)
 
 
-def any_key(kinds: tuple[str, ...]) -> Key:
-    """A key of which nothing is known."""
-    return tuple(node(f"{kind}_any_{'_'.join(kinds)}") for kind in kinds)
-
-
-def any_of(kinds: tuple[str, ...], keys: Keys) -> Key:
-    """A key of which nothing is known, among the keys that matter."""
-    key = any_key(kinds)
-    keys.add(kinds, key)
-    return key
+def made(goal: Value, keys: Keys) -> Value:
+    """A goal that needs no more keys than the path touched."""
+    return goal
 
 
 def under(path: Path, assumed: list[Value], function: Callable[[], Value]) -> Value:

@@ -1,7 +1,8 @@
 """Contracts of the spec's leaf functions: what each gives for every argument, as PEP 316 docstrings that CrossHair checks.
 
 A contract calls the spec's own functions on plain ints and states what must come out; nothing of the spec is written here again.
-The first paragraph of its docstring is the property in English.  `proofs.crosshair_run` decides them all.
+The first paragraph of its docstring is the property in English.  `proofs.contract_proof` decides them all on terms, and CrossHair
+(`proofs.crosshair_run`) those that it can.
 """
 # ruff: noqa: F401 (conditions in docstrings use the names)
 from collections.abc import Mapping
@@ -63,6 +64,7 @@ from spec.x86.tlb import in_segment, tag_of
 WORD: Final = 1 << 64                       # words, addresses and entries are below; a smaller word is among them
 FRAMES: Final = 1 << 20                     # frame numbers that fit an entry of every geometry
 RIGHTS: Final = RW | US | NX
+ADDED: Final = US | A | G | GUEST_KERNEL   # what Xen may add to an entry
 LEVELS: Final[tuple[tuple[Geometry, Level, int], ...]] = tuple(
     (g, level, n + 1) for g in (X86_32, PAE, X86_64) for n, level in enumerate(g.levels))
 
@@ -253,7 +255,7 @@ def adjusting_clears_nothing(new: bool, t: int, e: int) -> int:
 
     pre: 1 <= t <= profile(new).root and 0 <= e < WORD
     post: __return__ & e == e
-    post: (__return__ ^ e) & ~(US | A | G | GUEST_KERNEL) == 0
+    post: (__return__ ^ e) | ADDED == ADDED
     """
     return adjusted(state(new), FrameType(t), e)
 
@@ -462,7 +464,7 @@ def combining_adds_no_right(step: int, rights: int, e: int) -> int:
 
     pre: 0 <= step < len(LEVELS) and at(step)[1].rights and 0 <= rights < WORD and 0 <= e < WORD
     post: __return__ & (RW | US) == rights & e & (RW | US)
-    post: __return__ & ~(RIGHTS | THROUGH_XEN) == 0
+    post: __return__ | RIGHTS | THROUGH_XEN == RIGHTS | THROUGH_XEN
     """
     g, level, _ = at(step)
     return combine(g, level, rights, e)
@@ -523,7 +525,7 @@ def more_rights_allow_more(rights: int, more: int, user: bool, write: bool, fetc
     """An access that is allowed stays so if the way gains RW or US or loses NX.
 
     pre: 0 <= rights < WORD and 0 <= more < WORD
-    pre: rights & (RW | US) & ~more == 0 and more & NX & ~rights == 0
+    pre: rights & more & (RW | US) == rights & (RW | US) and rights & more & NX == more & NX
     post: not __return__ or allows(more, user, write, fetch)
     """
     return allows(rights, user, write, fetch)
@@ -543,7 +545,7 @@ def access_needs_its_right(rights: int, user: bool, write: bool, fetch: bool) ->
     """An access is refused exactly if a user lacks US, a store RW, or a fetch meets NX: also a supervisor's store (CR0.WP).
 
     pre: 0 <= rights < WORD
-    post: __return__ == ((rights & US) // US >= user and (rights & RW) // RW >= write and (rights & NX) // NX + fetch <= 1)
+    post: __return__ == ((rights & US != 0 or not user) and (rights & RW != 0 or not write) and not (rights & NX != 0 and fetch))
     """
     return allows(rights, user, write, fetch)
 
@@ -573,8 +575,8 @@ def last_level_ends_the_walk(step: int, e: int) -> bool:
 def reserved_bit_stays_reserved(step: int, e: int, more: int) -> bool:
     """Setting further bits but PSE never makes an entry with a reserved bit acceptable, and an empty entry has none.
 
-    pre: 0 <= step < len(LEVELS) and 0 <= e < WORD and 0 <= more < WORD
-    post: not __return__ or has_reserved(at(step)[1], at(step)[0], e | (more & ~PSE))
+    pre: 0 <= step < len(LEVELS) and 0 <= e < WORD and 0 <= more < WORD and more & PSE == 0
+    post: not __return__ or has_reserved(at(step)[1], at(step)[0], e | more)
     post: not has_reserved(at(step)[1], at(step)[0], 0)
     """
     g, level, _ = at(step)
@@ -619,7 +621,7 @@ def tag_tells_page_and_kind(v: int, fetch: bool) -> int:
     """A tag gives back the page and whether it is for fetches.
 
     pre: 0 <= v < 1 << 52
-    post: __return__ // 2 == v and __return__ % 2 == fetch
+    post: __return__ // 2 == v and __return__ % 2 == int(fetch)
     """
     return tag_of(Vpn(v), fetch)
 

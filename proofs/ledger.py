@@ -7,6 +7,7 @@ from typing import Any, Final
 PROVED: Final = "proved"
 REFUTED: Final = "refuted"
 UNKNOWN: Final = "unknown"
+LEAVES: Final = "leaves"                    # stands for a profile: a contract of a leaf function speaks of both, or of neither
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Row:
     seconds: float
     worst: float                            # seconds of the slowest query
     effort: int                             # of the hardest query, in the solver's own units: hardly differs between machines
-    detail: str = ""                        # why it is not proved
+    detail: str = ""                        # why it is not proved; of a leaf's contract also by which tools it is
     counterexample: dict[str, Any] | None = None    # as JSON, see `proofs.counterexample`
     second: str = ""                        # what another solver says
     cached: bool = False

@@ -4,13 +4,17 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from proofs import induction
+from proofs.contracts import contracts, row_name, rules_of
+from proofs.ledger import LEAVES
 from proofs.symbolic.facts import COUNTS, INVARIANTS
 from spec.invariants import SUMS
-from spec.kernel import RULES, Rule
+from spec.kernel import Rule
 from spec.profile import PROFILES
+from spec.rules import RULES
 
 TRANSITIONS: Final = tuple(r for r in RULES.values() if r.kind == "transition")
 THEOREMS: Final = tuple(r for r in RULES.values() if r.kind == "theorem")
+FLOWS: Final = tuple(r for r in RULES.values() if r.kind == "flow")
 # What the profile rules out: (profile, transition) -> why it never happens.
 NEVER: Final = {("xen-2003", "BASE-2"): "there is no user root", ("xen-2003", "BASE-3"): "there is no user root"}
 # What the initial state need not show, since the setup is trusted with it.
@@ -23,7 +27,7 @@ class Obligation:
     """One row to be: `about` are the rules' ids; `part` says what of them is proved."""
     profile: str
     name: str
-    subject: str                            # the task: a rule's id, or "initial" or "sums"
+    subject: str                            # the task: a rule's id, or "initial", "sums", "leaf:…"
     part: str
     about: tuple[str, ...] = ()
 
@@ -33,11 +37,18 @@ def keeping(profile: str, rule: Rule) -> list[Obligation]:
     verb = "never happens" if (profile, rule.id) in NEVER else "can happen"
     out = [Obligation(profile, f"{rule.name} {verb}", rule.id, "happens", (rule.id,)),
            Obligation(profile, f"{rule.name} leaves no trace when it is refused", rule.id, "guards", (rule.id,)),
-           Obligation(profile, f"{rule.name} stores and looks up values of their kinds only", rule.id, "kinds", (rule.id,))]
+           Obligation(profile, f"{rule.name} stores and looks up values of their kinds only", rule.id, "kinds", (rule.id,)),
+           faithful(profile, rule)]
     out += [Obligation(profile, f"{rule.name} keeps {i.name} ({i.id})", rule.id, i.id, (rule.id, i.id))
             for i in INVARIANTS + COUNTS]
+    out += [Obligation(profile, f"{rule.name} satisfies {f.name} ({f.id})", rule.id, f.id, (rule.id, f.id)) for f in FLOWS]
     return out + [Obligation(profile, f"{rule.name} changes {c.__name__} only where it acts", rule.id, c.__name__, (rule.id,))
                   for c in SUMS]
+
+
+def faithful(profile: str, rule: Rule) -> Obligation:
+    """What is proved of a rule's terms is so of its runs: each path has a witness, a whole state that keeps every invariant."""
+    return Obligation(profile, f"{rule.name} runs on plain numbers as on terms, on every path", rule.id, "fidelity", (rule.id,))
 
 
 def initial(profile: str) -> list[Obligation]:
@@ -47,18 +58,28 @@ def initial(profile: str) -> list[Obligation]:
     return out + [Obligation(profile, f"the initial state has no {c.__name__}", "initial", c.__name__) for c in SUMS]
 
 
+def of_leaves() -> list[Obligation]:
+    """The contracts of the leaf functions."""
+    return [Obligation(LEAVES, row_name(c), f"leaf:{c.name}", c.name, rules_of(c)) for c in contracts()]
+
+
 def obligations(profile: str) -> list[Obligation]:
-    """All of a profile."""
+    """All of a profile, or of the leaves."""
+    if profile == LEAVES:
+        return of_leaves()
     out = [Obligation(profile, name, "sums", name) for name in induction.RULES] + initial(profile)
     for rule in TRANSITIONS:
         out += keeping(profile, rule)
-    return out + [Obligation(profile, f"{t.name} ({t.id})", t.id, t.id, (t.id,)) for t in THEOREMS]
+    for t in THEOREMS:
+        out += [Obligation(profile, f"{t.name} ({t.id})", t.id, t.id, (t.id,)), faithful(profile, t)]
+    return out
 
 
 def select(profile: str | None, pattern: str) -> list[Obligation]:
-    """The obligations of a profile, or of all, whose name contains the pattern, or fits it where it has * or ?."""
+    """The obligations of a profile, or of all and of the leaves, whose name contains the pattern, or fits it with its * or ?."""
     fits = pattern if any(c in pattern for c in "*?") else f"*{pattern}*"
-    return [o for name in PROFILES if profile in (None, name) for o in obligations(name) if fnmatchcase(o.name, fits)]
+    return [o for name in (*PROFILES, LEAVES) if profile in (None, name) for o in obligations(name)
+            if fnmatchcase(o.name, fits)]
 
 
 def tasks(wanted: list[Obligation]) -> list[list[Obligation]]:

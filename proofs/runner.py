@@ -6,20 +6,27 @@ import hashlib
 import json
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final, Protocol
 
 import z3
 
+from proofs import second
+from proofs.crosshair_run import is_installed
 from proofs.discharge import Options, discharge
-from proofs.ledger import PROVED, Ledger, Row
+from proofs.ledger import LEAVES, PROVED, Ledger, Row
 from proofs.obligations import Obligation, tasks
+from spec.profile import PROFILES
 
 ROOT: Final = Path(__file__).parent.parent
 DEFAULT: Final = Options()
 CACHE: Final = Path(".cache/xenspec-proofs")
+ENGINE: Final = ("confirm", "discharge", "goals", "induction", "ledger", "noninterference", "obligations", "plain", "second",
+                 "smtlib", "witness")
+LEAF_ENGINE: Final = ("contract_proof", "contracts", "crosshair_run", "leaves", "ledger")
 Task = list[Obligation]
 
 
@@ -33,10 +40,13 @@ class Watcher(Protocol):
         """A task is done."""
 
 
-def fingerprint(root: Path = ROOT) -> str:
-    """Of everything that a proof depends on: the specification, the engine and the solver."""
-    hashed = hashlib.sha256(z3.get_full_version().encode())
-    engine = [root / "proofs" / f"{name}.py" for name in ("discharge", "goals", "induction", "ledger", "obligations")]
+def fingerprint(profile: str, root: Path = ROOT, another: str | None = None) -> str:
+    """Of everything that a profile's proofs depend on: the specification, the engine, the solver, and another that is asked."""
+    hashed = hashlib.sha256(f"{z3.get_full_version()}\0{second.identity(another) if another else ''}\0".encode())
+    if profile == LEAVES:
+        hashed.update(f"\0CrossHair {version('crosshair-tool') if is_installed() else ''}\0".encode())
+    engine = [root / "proofs" / f"{name}.py" for name in (LEAF_ENGINE if profile == LEAVES else ENGINE)]
+    engine += [root / "refmodel" / f"{name}.py" for name in ("audit", "state")]     # witnesses are run and audited there
     for path in (*sorted((root / "spec").rglob("*.py")), *sorted((root / "proofs" / "symbolic").rglob("*.py")), *engine):
         hashed.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
     return hashed.hexdigest()
@@ -72,16 +82,28 @@ class Cache:
         path.write_text(json.dumps(document), encoding="utf-8")
 
 
+def caches(folder: Path | None, another: str | None = None) -> dict[str, Cache]:
+    """The cache of each profile, of rows with another solver's opinion or without."""
+    return {name: Cache(folder, fingerprint(name, another=another) if folder is not None else "") for name in (*PROFILES, LEAVES)}
+
+
+def remembered(wanted: Iterable[Obligation], folder: Path = CACHE) -> dict[Obligation, Row]:
+    """The rows of those obligations that were proved of the specification as it is."""
+    store = caches(folder)
+    return {o: row for o in wanted if (row := store[o.profile].get(o)) is not None}
+
+
 def run(wanted: list[Obligation], jobs: int, watcher: Watcher, cache: Path | None = CACHE,
         options: Options = DEFAULT) -> Ledger:
     """The ledger of these obligations, in their order."""
     start = time.monotonic()
-    store = Cache(cache, fingerprint() if cache is not None else "")
-    rows = {(o.profile, o.name): row for o in wanted if (row := store.get(o)) is not None}
+    store = caches(cache, options.second)
+    known = () if options.smt2 else wanted  # the files have to be written
+    rows = {(o.profile, o.name): row for o in known if (row := store[o.profile].get(o)) is not None}
     left = [o for o in wanted if (o.profile, o.name) not in rows]
     for task, found in results(tasks(left), jobs, watcher, options):
         for o, row in zip(task, found, strict=True):
-            store.put(o, row)
+            store[o.profile].put(o, row)
             rows[o.profile, o.name] = row
     return Ledger(tuple(rows[o.profile, o.name] for o in wanted), time.monotonic() - start)
 

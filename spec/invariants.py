@@ -79,7 +79,7 @@ def free_frame_is_unused(s: State, f: Mfn) -> bool:
 @invariant("SLOT-1", keys=("frame", "index"), source="SOSP'03 §3.3.3; xen-2003.md §3.3; xen-4.17.md §3.3-3.5")
 def checked_entry_is_legal(s: State, g: Mfn, i: Index) -> bool:
     """A checked entry has no forbidden bit and refers to a frame that the table's owner may use: a writable one if the entry is a
-    writable mapping, a validated table of the next level if it is an upper entry."""
+    writable mapping, a validated table of the next level, or of one's own domain and level, if it is an upper entry."""
     t = s.type[g]
     if i >= s.upto[g]:
         return True
@@ -97,7 +97,7 @@ def checked_entry_is_legal(s: State, g: Mfn, i: Index) -> bool:
         return False
     if t == L1:
         return e & RW == 0 or (s.type[f] == WRITABLE and s.type_count[f] > 0)
-    return s.validated[f] and lower_type(s, g, e)
+    return s.validated[f] and lower_type(s, g, e) and (s.type[f] != t or s.owner[f] == s.owner[g])
 
 
 @invariant("SLOT-2", keys=("frame", "index"), source="SDM 3A §4.10.4")
@@ -152,6 +152,12 @@ def base_is_a_checked_root(s: State, d: DomId) -> bool:
 def reservation_is_within_its_limit(s: State, d: DomId) -> bool:
     """A domain never has more frames than its limit."""
     return 0 <= s.pages[d] <= s.limit[d]
+
+
+@invariant("LEND-10", keys=("dom", "frame"), source="xen-4.17.md §3.4")
+def loan_is_of_its_term(s: State, d: DomId, f: Mfn) -> bool:
+    """A loan is of the frame's present term or of one that is over: handing the frame out revives none."""
+    return s.lent[d, f] <= s.term[f]
 
 
 @invariant("CLOCK-1", keys=("cpu",), source="SDM 3A §4.10.4.1")

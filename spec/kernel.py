@@ -132,7 +132,8 @@ class Conjunct:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One citable rule.  `kind`: transition, guard, invariant, count, theorem, or check (an order of checks in the model)."""
+    """One citable rule.  `kind`: transition, guard, invariant, count, theorem, flow (of information), or check (an order of
+    checks in the model)."""
     id: str
     kind: str
     sentence: str
@@ -243,5 +244,13 @@ def theorem(id: str, *, keys: tuple[str, ...], source: str) -> Callable[[F], F]:
     """A statement that follows from the invariants."""
     def enter(fn: F) -> F:
         register(id, "theorem", source, fn, keys)
+        return predicate(fn)
+    return enter
+
+
+def flow(id: str, *, source: str) -> Callable[[F], F]:
+    """A condition of noninterference on what one step looks up and stores."""
+    def enter(fn: F) -> F:
+        register(id, "flow", source, fn)
         return predicate(fn)
     return enter

@@ -2,7 +2,10 @@
 from types import ModuleType
 from typing import Final
 
-from spec import frames, invariants, registers, reservation, tables, theorems
+from spec import channels, frames, invariants, registers, reservation, tables, theorems
+from spec.kernel import RULES
 from spec.x86 import paging, tlb
 
-MODULES: Final[tuple[ModuleType, ...]] = (frames, tables, registers, reservation, paging, tlb, invariants, theorems)
+__all__ = ["MODULES", "RULES"]
+
+MODULES: Final[tuple[ModuleType, ...]] = (frames, tables, registers, reservation, paging, tlb, invariants, theorems, channels)

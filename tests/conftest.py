@@ -1,8 +1,21 @@
-"""What all tests share: Hypothesis profiles.  `ci` repeats exactly and is the default; `dev` searches anew on every run."""
+"""What all tests share: Hypothesis profiles, by HYPOTHESIS_PROFILE.
+
+`ci` repeats exactly and is the default; `dev` searches anew on every run; `crosshair` lets CrossHair choose the examples by what
+the code does with them: few and slow, but it finds needles.
+"""
+import importlib.util
 import os
 
-from hypothesis import settings
+import pytest
+from hypothesis import HealthCheck, settings
+
+WANTED = os.environ.get("HYPOTHESIS_PROFILE", "ci")
 
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("dev", max_examples=500, deadline=None, print_blob=True)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+if importlib.util.find_spec("hypothesis_crosshair_provider") is not None:
+    settings.register_profile("crosshair", backend="crosshair", max_examples=50, deadline=None, database=None,
+                              suppress_health_check=list(HealthCheck))
+elif WANTED == "crosshair":
+    raise pytest.UsageError("HYPOTHESIS_PROFILE=crosshair needs hypothesis-crosshair: pip install 'xenspec[proofs]'")
+settings.load_profile(WANTED)

@@ -13,8 +13,9 @@ from proofs.symbolic.state import Key, SymbolicState
 from proofs.symbolic.terms import IntTerm, Value, bool_value, build, node, term
 from spec.abi import P
 from spec.invariants import AT_REST, SUMS
-from spec.kernel import RULES, SCHEMA, Rule
+from spec.kernel import SCHEMA, Rule
 from spec.profile import Profile
+from spec.rules import RULES
 
 Kinds = tuple[str, ...]
 ROUNDS: Final = 9
@@ -64,6 +65,18 @@ def sums_at(kind: str, key: Key) -> dict[str, Value]:
 def apart(a: Key, b: Key) -> Value:
     """Two keys differ."""
     return build("not", both(*(build("==", x, y) for x, y in zip(a, b, strict=True))))
+
+
+def any_key(kinds: tuple[str, ...]) -> Key:
+    """A key of which nothing is known."""
+    return tuple(node(f"{kind}_any_{'_'.join(kinds)}") for kind in kinds)
+
+
+def any_of(kinds: tuple[str, ...], keys: Keys) -> Key:
+    """A key of which nothing is known, among the keys that matter."""
+    key = any_key(kinds)
+    keys.add(kinds, key)
+    return key
 
 
 @dataclass(frozen=True, slots=True)

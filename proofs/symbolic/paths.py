@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial, wraps
-from typing import Any
+from typing import Any, Final
 
 from proofs.symbolic.runs import Run, Taken, merge, pure_run, runs
 from proofs.symbolic.state import SymbolicState
@@ -20,6 +20,9 @@ from spec.profile import Profile
 from spec.rules import MODULES
 from spec.x86.paging import Fault
 
+Bound = list[tuple[dict[str, Any], str, Any]]   # a module's names, a name, and what is written there
+_rebound: Final[list[Bound]] = []           # what is replaced now
+
 
 @dataclass(slots=True)
 class Path:
@@ -29,6 +32,7 @@ class Path:
     rule: str = ""
     value: Any = None                       # what the function returned, or the fault
     guards: list[str] = field(default_factory=list)     # the conjuncts that held
+    held: list[tuple[str, int]] = field(default_factory=list)   # those that were decided, each with its place in `conditions`
     conditions: Taken = field(default_factory=list)
     known: dict[Node, int] = field(default_factory=dict)    # what follows from them at once
 
@@ -42,18 +46,33 @@ def rebound(require: Callable[[Any, str], None], *more: dict[str, Any]) -> Itera
         return operator.setitem if fn is original_put else wraps(fn)(partial(merge, fn))
 
     original_require, original_put = kernel.require, kernel.put
-    saved = []
+    saved: Bound = []
     for names in [*map(vars, (kernel, *MODULES)), *more]:
         for name, fn in list(names.items()):
             if fn is original_require or fn is original_put or getattr(fn, "is_predicate", False):
                 saved.append((names, name, fn))
     for names, name, fn in saved:
         names[name] = replacement(fn)
+    _rebound.append(saved)
     try:
         yield
     finally:
+        _rebound.pop()
         for names, name, fn in saved:
             names[name] = fn
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """While it lasts, the rules' modules are as they were written again: for runs on plain numbers amid a proof."""
+    replaced = [(names, name, names[name], fn) for saved in _rebound for names, name, fn in saved]
+    for names, name, _, fn in replaced:
+        names[name] = fn
+    try:
+        yield
+    finally:
+        for names, name, replacement, _ in replaced:
+            names[name] = replacement
 
 
 def follow(path: Path, function: Callable[[], Any]) -> None:

@@ -46,10 +46,11 @@ def effort_until_now() -> int:
 
 
 class Search:
-    """The search for the paths of one rule."""
+    """The search for the paths of one rule; `impossible` is told of each solver that found a branch to be so."""
 
-    def __init__(self, profile: Profile, facts: Facts, sorts: Sorts, tally: Tally) -> None:
-        self.profile, self.facts, self.sorts, self.tally = profile, facts, sorts, tally
+    def __init__(self, profile: Profile, facts: Facts, sorts: Sorts, tally: Tally,
+                 impossible: Callable[[Any], None] = lambda solver: None) -> None:
+        self.profile, self.facts, self.sorts, self.tally, self.impossible = profile, facts, sorts, tally, impossible
         self.solver = z3.Solver()
         self.solver.set("rlimit", BRANCH_EFFORT)
         self.done: set[tuple[str, tuple[Value, ...]]] = set()
@@ -65,6 +66,9 @@ class Search:
                 follow(path, lambda: function(path.state, *args))
             except DeadPath:
                 path.outcome = "dead"
+            except GuardAfterEffect:        # whoever shows it needs to know how it came to it
+                path.conditions = active[-1].taken if isinstance(active[-1], GuidedRun) else []
+                raise
             return path
 
         for run, path in runs(once, lambda todo: GuidedRun(todo, pure, self)):
@@ -77,12 +81,15 @@ class Search:
         path, run = self.path, active[-1] if active else None
         if path is None or not isinstance(run, GuidedRun):
             raise SemanticGap(f"{rule} outside a transition")
-        if path.state.wrote:
-            raise GuardAfterEffect(rule)
         z = run.reduce(bool_value(condition))
+        if path.state.wrote:
+            if isinstance(z, Node):
+                run.take(z, False)
+            raise GuardAfterEffect(rule)
         if not isinstance(z, Node) and not z:
             raise Refused(rule)
         if isinstance(z, Node):
+            path.held.append((rule, len(run.taken)))
             run.hold(z)
         path.guards.append(rule)
 
@@ -106,6 +113,8 @@ class Search:
         self.solver.push()
         self.solver.add(made)
         answer = self.tally.check(self.solver)
+        if answer == z3.unsat:
+            self.impossible(self.solver)
         self.solver.pop()
         return bool(answer != z3.unsat)
 

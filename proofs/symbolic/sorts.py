@@ -20,6 +20,11 @@ NAME: Final = re.compile(r"[a-z]+")
 CONTRIBUTIONS: Final = {c.__name__: target for c, (target, _) in SUMS.items()}
 
 
+def map_of(op: str) -> str:
+    """The map that an unknown is looked up in; that of another state has a mark at its name."""
+    return op.rstrip("'")
+
+
 def widths(profile: Profile) -> dict[str, int]:
     """Bits of each kind of key and value that is a word."""
     frame, word = profile.mfn_mask.bit_length(), profile.word_bits
@@ -42,11 +47,11 @@ class Sorts:
 
     def kind(self, z: Node) -> str:
         """The kind of an unknown's value; empty for an operation."""
-        if z.op in SCHEMA:
-            return SCHEMA[z.op][1]
+        if map_of(z.op) in SCHEMA:
+            return SCHEMA[map_of(z.op)][1]
         if z.op in CONTRIBUTIONS:
             return "count"
-        if z.op == "absent":
+        if map_of(z.op) == "absent":
             return "bool"
         name = NAME.match(z.op)
         kind = name.group() if name else ""
@@ -101,11 +106,11 @@ class Sorts:
                 return a << c, b << c
             case ">>":
                 return a >> c, b >> c
+        if z.op == "&" and max(a, c) >= 0:      # one is not negative: the result is none either, nor greater than that one
+            return 0, min(high for low, high in ((a, b), (c, d)) if low >= 0)
         if a < 0 or c < 0:
             raise gap(f"{z.op} of what may be negative")
         match z.op:
-            case "&":
-                return 0, min(b, d)
             case "|" | "^":
                 return 0, (1 << max(b.bit_length(), d.bit_length())) - 1
             case "//":
@@ -207,6 +212,10 @@ class Sorts:
             return (z3.SignExt if self.bounds(z)[0] < 0 else z3.ZeroExt)(n - m, made)
         return made
 
+    def whole(self, z: Value) -> Any:
+        """The solver's bit-vector, just as wide as the value needs."""
+        return self.word(z, self._bits(self.bounds(z)))
+
     def _word(self, z: Node) -> Any:
         if self.kind(z):
             return self._unknown(z)
@@ -247,13 +256,13 @@ class Sorts:
         return self._functions[z.op](*(self.word(a, self.widths[k]) for a, k in zip(z.args, kinds, strict=True)))
 
     def _key_kinds(self, z: Node) -> tuple[str, ...]:
-        if z.op in SCHEMA:
-            return SCHEMA[z.op][0]
+        if map_of(z.op) in SCHEMA:
+            return SCHEMA[map_of(z.op)][0]
         if z.op in CONTRIBUTIONS:
             return (CONTRIBUTIONS[z.op],)
-        if z.op == "absent" and len(z.args) > 3:
+        if map_of(z.op) == "absent" and len(z.args) > 3:
             raise gap("a question for absent entries after a store")
-        return ("frame", "index", "index") if z.op == "absent" else ()
+        return ("frame", "index", "index") if map_of(z.op) == "absent" else ()
 
     def _range(self, kind: str) -> Any:
         if kind == "bool":

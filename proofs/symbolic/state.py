@@ -2,7 +2,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from proofs.symbolic.terms import BoolTerm, Value, active, bool_value, build, gap, int_value, node, refused, term
+from proofs.symbolic.terms import BoolTerm, Node, Value, active, bool_value, build, gap, int_value, node, refused, term
 from spec.kernel import SCHEMA
 from spec.profile import Profile
 
@@ -15,6 +15,15 @@ def unknown(name: str, key: Key) -> Value:
     return node(name, *key)
 
 
+def mark(old: Value, new: Value) -> int | None:
+    """The bits that are set in the old value to make the new one, if that is how it is made."""
+    match new:
+        case Node("|", (rest, int(bits))):
+            more = mark(old, rest)
+            return None if more is None else more | bits
+    return 0 if new is old and isinstance(new, Node) else None
+
+
 class SymbolicMap:
     """An unknown map under a chain of stores."""
 
@@ -22,6 +31,7 @@ class SymbolicMap:
         self.state, self.name = state, name
         self.kinds, self.kind = SCHEMA[name]
         self.stores: list[tuple[Key, Value]] = []
+        self.marks: list[int | None] = []   # of each store: the bits that it sets, if it does nothing else
 
     def key(self, key: Any) -> Key:
         """The expressions of a key, which the run has touched."""
@@ -34,17 +44,21 @@ class SymbolicMap:
     def __getitem__(self, key: Any) -> Any:
         at = self.key(key)
         z = self.state.before(self.name, at)
-        for stored, value in self.stores:
+        for (stored, value), mark in zip(self.stores, self.marks, strict=True):
             same: Value = True
             for a, b in zip(at, stored, strict=True):
                 same = build("and", same, build("==", a, b))
-            z = build("ite", active[-1].reduce(same) if active else same, value, z)
+            same = active[-1].reduce(same) if active else same
+            # the same number, but the solver sees that the other bits are as before wherever the store went
+            z = build("ite", same, value, z) if mark is None else build("|", z, build("ite", same, mark, 0))
         return term(self.kind, z)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if not active or active[-1].pure:
             raise gap(f"a store to {self.name} outside a transition")
-        self.stores.append((self.key(key), (bool_value if self.kind == "bool" else int_value)(value)))
+        at, z = self.key(key), (bool_value if self.kind == "bool" else int_value)(value)
+        self.marks.append(mark(self[key].z, z))
+        self.stores.append((at, z))
         self.state.wrote = True
 
     __contains__ = __iter__ = __len__ = __delitem__ = refused("the set of keys, not a key,")

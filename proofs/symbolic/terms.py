@@ -70,6 +70,8 @@ def build(op: str, *args: Value) -> Value:
             return a if k == (op == "and") else k
         case ("==" | "<="), (a, b) if a is b:
             return True
+        case "|", ((a, int(k)) | (int(k), a)) if k == 0:
+            return a
         case "==", (int(), Node()):
             return build(op, *reversed(args))
         case "==", (Node("ite", (c, a, b)), int(k)):

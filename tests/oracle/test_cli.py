@@ -21,7 +21,7 @@ from spec.vocabulary import Hypercall, Load, Outcome, Store
 
 HERE = Path(__file__).parent
 SETUP = default_setup("xen-2003", ModelTarget(), pages=16, frames=256)
-COMMANDS = ("fuzz", "replay", "check", "audit", "cite", "selftest", "bench", "schema")
+COMMANDS = ("fuzz", "replay", "check", "audit", "cite", "prove", "selftest", "bench", "schema")
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,11 @@ from hypothesis import strategies as st
 from emulator import hypervisor as hv
 from emulator import layout
 from emulator.hypervisor import Hypervisor
-from proofs.crosshair_run import CONFIRMED, REFUTED, contract, decide
+from proofs.contract_proof import decided
+from proofs.contracts import Finding, contract
+from proofs.crosshair_run import is_installed
 from proofs.leaves import Everywhere, passes_segment
+from proofs.ledger import PROVED, REFUTED
 from spec.abi import DOMID_SELF, DOMID_XEN, EFAULT, EINVAL, L1, L2, NOBODY, PAGE_SIZE, RW, P, Xen2003
 from spec.frames import may_walk, mfn_of
 from spec.kernel import DomId, FrameType, Index, Mfn
@@ -34,8 +37,7 @@ LAST, ROOT = X86_32.levels
 ENTRY = 1 << 32
 
 needs_crosshair = pytest.mark.skipif(
-    importlib.util.find_spec("crosshair") is None,
-    reason="NOT CHECKED BY CROSSHAIR: pip install 'crosshair-tool>=0.0.113,<0.1' (or '.[proofs]')")
+    not is_installed(), reason="NOT CHECKED BY CROSSHAIR: pip install 'crosshair-tool>=0.0.113,<0.1' (or '.[proofs]')")
 
 
 # --- twins -------------------------------------------------------------------------------------------------------------------
@@ -206,8 +208,7 @@ TWINS = {name: contract(f) for name, f in list(globals().items()) if name.starts
 
 @pytest.mark.parametrize("name", TWINS)
 def test_the_emulator_does_what_the_leaf_does(name):
-    finding = decide(TWINS[name])
-    assert (finding.verdict, finding.note) == (CONFIRMED, "")
+    assert decided(TWINS[name]).finding == Finding(PROVED)
 
 
 @pytest.mark.parametrize(("name", "constant", "wrong"), [
@@ -229,8 +230,7 @@ def test_the_emulator_does_what_the_leaf_does(name):
     ("twin_segment", "GUEST_END", 0xFC400004)])
 def test_a_wrong_constant_is_found(name, constant, wrong, monkeypatch):
     monkeypatch.setattr(hv, constant, wrong)
-    finding = decide(TWINS[name])
-    assert finding.verdict == REFUTED, finding
+    assert decided(TWINS[name]).finding.verdict == REFUTED
 
 
 def test_the_words_that_the_machine_is_laid_out_with_are_of_the_spec():
@@ -249,6 +249,9 @@ def test_the_words_that_the_machine_is_laid_out_with_are_of_the_spec():
 
 
 # --- crosshair diffbehavior --------------------------------------------------------------------------------------------------
+
+# The engine decides every twin; diffbehavior decides again those of these leaves (pair of functions below -> twin).
+AGAIN = {"frame": "twin_walk", "slot": "twin_xen_slot", "page_of_xen": "twin_page_of_xen", "segment": "twin_segment"}
 
 PAIRS = '''"""Leaves and their twins as functions of all ints: ranges are within, as diffbehavior wants them."""
 from types import SimpleNamespace
@@ -326,14 +329,18 @@ def diffbehavior(folder: Path, first: str, second: str) -> str:
     return done.stdout + done.stderr
 
 
+def test_what_diffbehavior_decides_the_engine_decides_too():
+    assert set(AGAIN.values()) < set(TWINS)
+
+
 @needs_crosshair
-@pytest.mark.parametrize("name", ["frame", "slot", "page_of_xen", "segment"])
+@pytest.mark.parametrize("name", AGAIN)
 def test_diffbehavior_finds_no_difference_on_any_path(name, tmp_path):
     assert "All paths exhausted, functions are likely the same!" in diffbehavior(tmp_path, name, f"{name}_twin")
 
 
 @needs_crosshair
-@pytest.mark.parametrize("name", ["frame", "slot", "page_of_xen", "segment"])
+@pytest.mark.parametrize("name", AGAIN)
 def test_diffbehavior_finds_a_planted_difference(name, tmp_path):
     printed = diffbehavior(tmp_path, name, f"{name}_wrong")
     assert "Given:" in printed
@@ -343,23 +350,40 @@ def test_diffbehavior_finds_a_planted_difference(name, tmp_path):
 # --- Hypothesis with CrossHair's backend -------------------------------------------------------------------------------------
 
 BACKEND = importlib.util.find_spec("hypothesis_crosshair_provider") is not None
-if BACKEND:
-    settings.register_profile("crosshair", settings(backend="crosshair", max_examples=50, deadline=None, database=None))
 SEARCH = settings(settings.get_profile("crosshair")) if BACKEND else settings()
 needs_backend = pytest.mark.skipif(
     not BACKEND, reason="NOT SEARCHED BY CROSSHAIR: pip install 'hypothesis-crosshair>=0.0.31,<0.1' (or '.[proofs]')")
 
 
+def needle(va: int) -> None:
+    """One address in 2^24 has a wrong index."""
+    wrong = index_at(ROOT, va) if va >> 8 != 0xFACADE else Index(0)
+    assert wrong == index_at(ROOT, va)
+
+
 @needs_backend
 def test_the_backend_finds_a_needle():
-    @SEARCH
-    @given(st.integers(0, ENTRY - 1))
-    def search(va: int) -> None:
-        wrong = index_at(ROOT, va) if va >> 8 != 0xFACADE else Index(0)     # one address in 2^24
-        assert wrong == index_at(ROOT, va)
-
     with pytest.raises(AssertionError):
-        search()
+        SEARCH(given(st.integers(0, ENTRY - 1))(needle))()
+
+
+def test_without_the_backend_the_needle_is_missed():
+    settings(settings.get_profile("ci"), max_examples=1000)(given(st.integers(0, ENTRY - 1))(needle))()
+
+
+WITHOUT = """
+import importlib.util, pytest, sys
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *more: None if "hypothesis_crosshair" in name else find(name, *more)
+sys.exit(pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", "tests/spec/test_paging.py"]))
+"""
+
+
+def test_without_the_backend_its_profile_is_refused_in_words():
+    done = subprocess.run([sys.executable, "-c", WITHOUT], env=os.environ | {"HYPOTHESIS_PROFILE": "crosshair"}, check=False,
+                          capture_output=True, text=True, cwd=Path(__file__).parents[2], timeout=60)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "pip install 'xenspec[proofs]'" in done.stdout + done.stderr
 
 
 @needs_backend

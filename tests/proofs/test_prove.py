@@ -95,6 +95,10 @@ def plant(monkeypatch):
     ("flush", "    s.cr3_clock[CPU] += 1\n", "", "CLOCK-1"),
     ("set_pinned", "    s.held_type[f] -= 1\n", "", "COUNT-1"),
     ("set_pinned", "s.validated[f]", "True", "FRAME-1"),
+    ("take_ref", "s.owner[f] == d", "True", "FLOW-1"),
+    ("set_m2p", "s.m2p[f] = pfn", "s.m2p[f] = s.m2p[pfn & 1]", "FLOW-2"),       # a leak
+    ("set_m2p", "    s.m2p[f] = pfn", "    require(s.pinned[pfn & 1], 'M2P-1.1')\n    s.m2p[f] = pfn", "FLOW-2"),
+    ("assign", "    s.term[f] += 1\n", "", "FLOW-3"),
 ])
 def test_a_planted_bug_is_refuted(plant, profile, name, old, new, refuted):
     plant(name, old, new)
@@ -201,7 +205,8 @@ def test_names_are_unique_and_can_be_picked():
 
 def test_every_transition_theorem_and_invariant_has_obligations():
     about = {id for o in obligations.obligations("xen-4.17") for id in o.about}
-    assert about == {r.id for r in RULES.values() if r.kind in ("transition", "theorem", "invariant", "count")} - {"TOKEN-1"}
+    kinds = ("transition", "theorem", "invariant", "count", "flow")
+    assert about == {r.id for r in RULES.values() if r.kind in kinds} - {"TOKEN-1"}
 
 
 def bare(ledger: Ledger) -> list[Row]:

@@ -142,6 +142,8 @@ BROKEN = [
     ("SLOT-1", "an upper entry to a table that was not checked", at(upper, ("validated", lambda w: w.l1, False))),
     ("SLOT-1", "an upper entry to a table of another level", at(upper, ("type", lambda w: w.l1, WRITABLE))),
     ("SLOT-1", "an upper entry to a table of its own level", at(upper, ("type", lambda w: w.l1, 2))),
+    ("SLOT-1", "an entry to a table of its own level, of another domain",
+     at(upper, ("privileged", ME, True), ("word", None, lambda w: w.entry(w.table(2, owner=OTHER), P))), "xen-4.17"),
 
     ("SLOT-2", "Xen's slot was changed", spoil(lambda w: (gone(w, w.table(w.p.root)), w.p.xen_first),
                                               lambda w, k: w.put("word", k, 0))),
@@ -169,6 +171,8 @@ BROKEN = [
 
     ("POOL-10", "above the limit", put(("limit", ME, 1))),
     ("POOL-10", "less than nothing", put(("pages", ME, -1))),
+
+    ("LEND-10", "a loan of a term to come", at(lambda w: (OTHER, w.data), ("lent", None, 2))),
 
     ("CLOCK-1", "a whole flush that spared global entries", put(("cr3_clock", CPU, 4))),
     ("CLOCK-1", "before the first flush", put(("clock", CPU, -1))),
