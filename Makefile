@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 # Whatever environment the caller is in, only .venv counts.
 unexport PYTHONPATH PYTHONHOME PYTHONSAFEPATH VIRTUAL_ENV PIP_USER PIP_TARGET PIP_PREFIX
 
-.PHONY: run test bench prove lint clean
+.PHONY: run test bench prove mutants lint clean
 .DELETE_ON_ERROR:
 
 run: $(READY)
@@ -25,6 +25,9 @@ bench: $(READY)
 
 prove: $(READY)
 	$(BIN)/xenspec prove --jobs 2
+
+mutants: $(READY)
+	$(BIN)/xenspec mutants --jobs 2
 
 lint: $(READY)
 	$(BIN)/ruff check .

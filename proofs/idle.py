@@ -7,6 +7,7 @@ from typing import Final
 EXPLAINED: Final = {
     # what another conjunct or an invariant implies
     "drop-PIN-1.2": "PIN-1.3 implies it: only a table is validated (FRAME-1); it is there for the order of Xen's errors",
+    "drop-WRITE-1.2": "WRITE-1.3 implies it: only a table is validated (FRAME-1); it is there for the order of Xen's errors",
     "drop-POOL-4.2": "POOL-4.3 implies it: a frame of type none has no typed reference and no checked entry (FRAME-1)",
     "drop-POOL-3.2": "whom a step is for is a domain of the machine, which every proof assumes of it (`kernel.transition`)",
     "drop-LDT-1.1": "whom a step is for is a domain of the machine, which every proof assumes of it (`kernel.transition`)",

@@ -198,14 +198,15 @@ class Witnesses:
         asked += [(name, key, path.state.before(name, key)) for name, key in path.state.touched]
         for name, key, z in asked:
             at = model.key(key)
-            if self.fits(SCHEMA[name][0], at) and (name != "word" or at[1] < self.profile.entries):
+            if self.fits(SCHEMA[name][0], at):
                 values[name, at] = model.value(z)
         with as_written():
             return values | self.xen_slots(Witness(self.profile, model, values).state())
 
     def fits(self, kinds: tuple[str, ...], key: IntKey) -> bool:
-        """Each part is of its kind."""
-        return all(0 <= k < 1 << self.sorts.widths[kind] for kind, k in zip(kinds, key, strict=True))
+        """Each part is of its kind; beyond the end of a table nothing is."""
+        ends = {kind: 1 << width for kind, width in self.sorts.widths.items()} | {"index": self.profile.entries}
+        return all(0 <= k < ends[kind] for kind, k in zip(kinds, key, strict=True))
 
     def xen_slots(self, state: ConcreteState) -> dict[tuple[str, IntKey], int]:
         """The words of Xen's slots that nobody looked at."""
