@@ -20,5 +20,4 @@ EXPLAINED: Final = {
     "drop-STORE-1.3": "the processor marks a page dirty before it stores; what may be written is a matter of RW alone (TLB-10)",
     "drop-STORE-1.4": "the processor does not store through what it fetches by; TLB-10 holds of those translations, too",
     "drop-LEND-1.2": "a loan of a free frame ends as it is handed out (its term grows), and Xen's frames are not for use by loan",
-    "xens-slots-end-early": "what a slot means is one definition, by which the guest's entries there are checked like all others",
 }

@@ -98,7 +98,7 @@ BY_HAND: Final = (
           "        s.word[f, i] = xen_entry(s, f, i)\n", "        s.word[f, i] = s.word[f, i]\n", first=("validate_entry",)),
     Plant("xens-slots-end-early", "the last of Xen's slots is the guest's", TABLES,
           "t == s.profile.root and s.profile.xen_first <= i <= s.profile.xen_last\n",
-          "t == s.profile.root and s.profile.xen_first <= i < s.profile.xen_last\n", first=("tlb_fill", "write_entry")),
+          "t == s.profile.root and s.profile.xen_first <= i < s.profile.xen_last\n", first=("every_root_has_xens_slots",)),
     Plant("validated-one-entry-early", "a table is validated with its last entry unchecked", TABLES,
           "require(s.upto[f] == s.profile.entries, \"VALID-5.1\")", "require(s.upto[f] >= s.profile.entries - 1, \"VALID-5.1\")",
           first=("finish",)),

@@ -1,8 +1,8 @@
 """What follows from the invariants: memory isolation and page-table validation."""
-from spec.abi import NOBODY, RW, WRITABLE
+from spec.abi import NOBODY, RW, WRITABLE, A
 from spec.frames import is_table, may_use, mfn_of
-from spec.kernel import DomId, State, Tag, theorem
-from spec.tables import is_xen_slot, legal_bits
+from spec.kernel import DomId, Index, State, Tag, theorem
+from spec.tables import is_xen_slot, legal_bits, xen_entry
 from spec.x86.paging import THROUGH_XEN, Fault, root_of, walk
 from spec.x86.tlb import has_root, in_segment, is_live
 
@@ -63,3 +63,12 @@ def every_entry_walked_was_checked(s: State, d: DomId, va: int, user: bool) -> b
         if not (is_xen_slot(s, t, i) or legal_bits(s, t, s.word[table, i])):
             return False
     return True
+
+
+@theorem("PTV-2", keys=("dom", "bool", "index"), source="xen-2003.md §1; xen-4.17.md §2")
+def every_root_has_xens_slots(s: State, d: DomId, user: bool, i: Index) -> bool:
+    """Every table that CR3 can hold has all of Xen's slots as Xen made them, but for the accessed bit: Xen is always there."""
+    if not has_root(s, d, user) or i < s.profile.xen_first or i > s.profile.xen_last:
+        return True
+    root = root_of(s, d, user)
+    return s.word[root, i] | A == xen_entry(s, root, i) | A
