@@ -14,7 +14,7 @@ from proofs.symbolic.search import Tally
 from proofs.symbolic.sorts import widths
 from proofs.symbolic.state import Key
 from proofs.symbolic.terms import Value, node
-from proofs.witness import IntKey, NoWitness, Witness, Witnesses
+from proofs.witness import IntKey, NoWitness, Witness, Witnesses, lookups
 from refmodel.audit import audit, contributions, keys_of
 from refmodel.dump import dump_state
 from refmodel.state import ConcreteState, as_state
@@ -32,6 +32,7 @@ class Trial:
     at: IntKey
     before: ConcreteState
     ran: Ran                                # with the state afterwards
+    formulas: list[Value]                   # of the query
 
 
 Broken = tuple[IntKey, str]                 # where it fails, and what decided
@@ -144,11 +145,32 @@ def something_new_is_shown(trial: Trial) -> Broken | None:
     return trial.at, because(rule.function, *asked)
 
 
+def secret_decides(trial: Trial) -> Broken | None:
+    """In a second state, different only where the acting domain sees nothing, the rule does something else."""
+    first, second, view = as_state(trial.before), trial.witness.state(), RULES["FLOW-2"].function
+    assert trial.rule is not None
+    model, secrets = trial.witness.model, []
+    for name, key in lookups(trial.formulas, "'"):
+        at = model.key(key)
+        if not view(first, trial.args[0], name, at):
+            second.maps[name][at if len(at) > 1 else at[0]] = model.value(node(f"{name}'", *key))
+            secrets.append((name, at))
+    second.seal()
+    if not all(view(first, trial.args[0], *secret) == view(as_state(second), trial.args[0], *secret) for secret in secrets):
+        return None                         # the domain sees which of the two it is in
+    other = run(trial.rule, second, trial.args)
+    if (str(other), other.changes) == (str(trial.ran), trial.ran.changes):
+        return None
+    shown = ", ".join(f"{name}{list(at)}" for name, at in secrets)
+    return trial.args, f"{trial.ran} here, {other} with something else in {shown}, which the domain does not see"
+
+
 # How the parts of a transition's duty, and theorems, are confirmed.
 CONFIRM: Final[dict[str, Confirm]] = {
     **dict.fromkeys((*POINTWISE, *COUNTING), invariant_fails), **dict.fromkeys(CONTRIBUTIONS, contribution_moves),
     **{rule.id: theorem_fails for rule in RULES.values() if rule.kind == "theorem"},
-    "kinds": value_is_of_no_kind, "guards": refusal_leaves_a_trace, "FLOW-1": step_is_noticed, "FLOW-3": something_new_is_shown}
+    "kinds": value_is_of_no_kind, "guards": refusal_leaves_a_trace, "FLOW-1": step_is_noticed, "FLOW-2": secret_decides,
+    "FLOW-3": something_new_is_shown}
 
 
 # --- the counterexample ------------------------------------------------------------------------------------------------------
@@ -164,21 +186,22 @@ class Refuter:
         witnesses = Witnesses(self.facts, self.args, Tally())
         try:
             if self.rule is None:
-                return self.tried(part, at, witnesses.first(formulas, path))
+                return self.tried(part, at, witnesses.first(formulas, path), formulas)
             first = witnesses.find(formulas, path)
-            small = self.tried(part, at, witnesses.smallest(formulas, path, first))
-            return small if small.confirmed else self.tried(part, at, first)
+            small = self.tried(part, at, witnesses.smallest(formulas, path, first), formulas)
+            return small if small.confirmed else self.tried(part, at, first, formulas)
         except NoWitness as none:
             return self.made(part, (), ConcreteState(self.facts.profile, 1), (), (), "", str(none))
 
-    def tried(self, part: str, at: Key, witness: Witness) -> Counterexample:
+    def tried(self, part: str, at: Key, witness: Witness, formulas: list[Value]) -> Counterexample:
         """What a run from this state shows."""
         before, state = witness.state(), witness.state()
         args, key = witness.model.key(self.args), witness.model.key(at)
         ran = run(self.rule, state, args) if self.rule else Ran(state, "ok")
         with as_written():
             unsound = [v.rule for v in audit(before) if v.rule not in AT_REST] if self.rule else []
-            broken = CONFIRM[part](Trial(part, self.rule, witness, args, key, before, ran)) if part in CONFIRM else None
+            trial = Trial(part, self.rule, witness, args, key, before, ran, formulas)
+            broken = CONFIRM[part](trial) if part in CONFIRM else None
         note = ""
         if unsound:
             note = f"{unsound[0]} fails before the step"

@@ -142,6 +142,17 @@ BY_HAND: Final = (
     Plant("loans-serve-as-tables", "a lent frame may be named by an upper entry", FRAMES,
           "    return may_use(s, d, f) if t == L1 else may_walk(s, d, f)\n", "    return may_use(s, d, f)\n",
           first=("write_entry",)),
+    Plant("looked-at-before-it-is-asked-whose", "a frame's references decide before it is known whose the frame is", TABLES,
+          "    require(may_name(s, s.owner[g], t, f), \"ENTRY-1.3\")     # the owner of the table may use the frame (W-2)\n"
+          "    if need == PLAIN:\n"
+          "        require(s.held[f] > 0, \"ENTRY-1.4\")             # a plain reference to it is in hand\n        return\n",
+          "    if need == PLAIN:\n"
+          "        require(s.held[f] > 0, \"ENTRY-1.4\")             # a plain reference to it is in hand\n"
+          "        require(may_name(s, s.owner[g], t, f), \"ENTRY-1.3\")\n        return\n"
+          "    require(may_name(s, s.owner[g], t, f), \"ENTRY-1.3\")     # the owner of the table may use the frame (W-2)\n",
+          first=("write_entry",)),
+    Plant("anothers-word-shows-in-m2p", "a machine-to-physical word is copied from a frame that may be another's", REGISTERS,
+          "    s.m2p[f] = pfn\n", "    s.m2p[f] = s.m2p[pfn & 1]\n", first=("set_m2p",)),
     Plant("effect-before-a-guard", "a pin's reference is taken before the last conjunct", REGISTERS,
           "    require(not_(s.pinned[f]), \"PIN-1.5\")           # it is not pinned yet\n    s.held_type[f] -= 1\n",
           "    s.held_type[f] -= 1\n    require(not_(s.pinned[f]), \"PIN-1.5\")           # it is not pinned yet\n",

@@ -87,16 +87,18 @@ class Witness:
         return state
 
 
-def lookups(formulas: Iterable[Value]) -> Iterator[Lookup]:
-    """What the formulas look up in the state before, and the stretches that they ask to be absent."""
+def lookups(formulas: Iterable[Value], mark: str = "") -> Iterator[Lookup]:
+    """What the formulas look up in the state before, and the stretches that they ask to be absent; with the mark of another state
+    (see `proofs.noninterference`) in that one."""
     seen: set[Value] = set()
     todo = list(formulas)[::-1]
     while todo:
         z = todo.pop()
         if isinstance(z, Node) and z not in seen:
             seen.add(z)
-            if z.op in SCHEMA or z.op == "absent":
-                yield z.op, z.args
+            name = z.op.removesuffix(mark)
+            if name + mark == z.op and (name in SCHEMA or (name == "absent" and not mark)):
+                yield name, z.args
             todo += z.args[::-1]
 
 

@@ -129,3 +129,45 @@ class Observation:
     memory: bytes | memoryview
     m2p: bytes | memoryview
     base: dict[int, int] = field(default_factory=dict)
+
+
+# --- a real machine, read from its memory ------------------------------------------------------------------------------------
+
+@dataclass(slots=True)
+class FrameView:
+    """What Xen's frame table says of one frame in use.
+
+    `owner` is a domain, DOMID_XEN for Xen's own, DOMID_IO for a device's; `type` one of `spec.abi.TYPE_NAMES`; `count` are all
+    references, with the owner's own if `allocated`.  `xen_heap`: Xen's own memory, which it may share with the owner.
+    `linear`: > 0 entries of this table to others of its level, < 0 entries of others to it.
+    """
+    mfn: int
+    owner: int
+    type: int
+    type_count: int
+    count: int
+    allocated: bool
+    xen_heap: bool
+    validated: bool
+    pinned: bool
+    partial: bool
+    linear: int
+
+
+@dataclass(slots=True)
+class Image:
+    """A real machine at rest, as far as memory management is concerned.
+
+    `table`: the frames in use, ascending (all others below `frames`, and no others, are free or no RAM).  `words`: 512 words of
+    each page table, and of other frames that were asked for.  `m2p`: the words of frames in use.  `base`, `user_base`: domain ->
+    frame of the root table (a domain without one is absent).  `xen_slots`: what Xen keeps in its slots of a root table, as
+    `Setup` has it.
+    """
+    profile: str
+    frames: int
+    table: tuple[FrameView, ...]
+    words: dict[int, tuple[int, ...]]
+    m2p: dict[int, int]
+    base: dict[int, int] = field(default_factory=dict)
+    user_base: dict[int, int] = field(default_factory=dict)
+    xen_slots: tuple[int, ...] = ()
