@@ -8,9 +8,9 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from oracle import report
-from proofs.counterexample import Change, Counterexample
+from proofs.counterexample import Counterexample
 from refmodel.dump import load_state
-from refmodel.state import ConcreteState
+from refmodel.state import Change, ConcreteState
 from spec.abi import AVAIL_HIGH, DOMID_XEN, GUEST_KERNEL, L1, NOBODY, NX, PCD, PSE, PWT, RW, TYPE_NAMES, US, WRITABLE, A, D, G, P
 from spec.frames import is_table, mfn_of
 from spec.kernel import CPU, RULES, SCHEMA, DomId, Index

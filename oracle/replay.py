@@ -8,24 +8,11 @@ from oracle.judge import Verdict, describe, explain, harness_verdict, judge, sho
 from oracle.targets import HarnessError
 from oracle.worker import WorkerTarget
 from refmodel import Machine, boot
-from spec.kernel import SCHEMA
+from refmodel.state import Change
 from spec.vocabulary import Action, Observation, Outcome, Setup
 
 # Maps that only say when something happened, or serve the proofs: of no use to who reads what a step changed.
 CLOCKS = frozenset({"stamp", "gone", "clock", "cr3_clock", "tlb_clock", "tlb_cr3", "walk_clock", "held", "held_type"})
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """An entry of one of the state's maps, before and after a step."""
-    map: str
-    key: tuple[int, ...]
-    before: int
-    after: int
-
-    def __str__(self) -> str:
-        where = ", ".join(f"{kind} {k:#x}" for kind, k in zip(SCHEMA[self.map][0], self.key, strict=True))
-        return f"{self.map}[{where}] {self.before:#x} → {self.after:#x}"
 
 
 @dataclass(frozen=True, slots=True)

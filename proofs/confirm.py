@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from proofs.counterexample import Change, Counterexample
+from proofs.counterexample import Counterexample
 from proofs.explain import because
 from proofs.goals import CONTRIBUTIONS, COUNTING, POINTWISE
 from proofs.plain import Ran, run
@@ -17,7 +17,7 @@ from proofs.symbolic.terms import Value, node
 from proofs.witness import IntKey, NoWitness, Witness, Witnesses, lookups
 from refmodel.audit import audit, contributions, keys_of
 from refmodel.dump import dump_state
-from refmodel.state import ConcreteState, as_state
+from refmodel.state import Change, ConcreteState, as_state
 from spec.invariants import AT_REST, SUMS
 from spec.kernel import RULES, SCHEMA, Rule
 

@@ -2,14 +2,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One store: the map, its key, and what was and is there."""
-    map: str
-    key: tuple[int, ...]
-    before: int
-    after: int
+from refmodel.state import Change
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from proofs.counterexample import Change
 from proofs.ledger import REFUTED, UNKNOWN
 from proofs.symbolic.paths import Path, as_written
 from proofs.symbolic.terms import Value, bool_value, build, int_value
 from proofs.witness import IntKey, Model, NoWitness, Witnesses
-from refmodel.state import ConcreteState
+from refmodel.state import Change, ConcreteState
 from spec.kernel import Refused, Rule
 from spec.x86.paging import Fault
 

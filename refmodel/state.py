@@ -1,4 +1,5 @@
 """Concrete states: dicts with one undo log; an absent key has the neutral value of its kind."""
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from spec.abi import NOBODY, P
@@ -6,6 +7,19 @@ from spec.kernel import SCHEMA, State
 from spec.profile import Profile
 
 _store: Final = dict.__setitem__
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An entry of one of a state's maps, before and after."""
+    map: str
+    key: tuple[int, ...]
+    before: int
+    after: int
+
+    def __str__(self) -> str:
+        where = ", ".join(f"{kind} {k:#x}" for kind, k in zip(SCHEMA[self.map][0], self.key, strict=True))
+        return f"{self.map}[{where}] {self.before:#x} → {self.after:#x}"
 
 
 class UndoMap(dict[Any, Any]):

@@ -2,10 +2,10 @@
 from dataclasses import replace
 
 import spec.rules  # noqa: F401
-from proofs.counterexample import Change, Counterexample
+from proofs.counterexample import Counterexample
 from proofs.explain import because
 from refmodel.dump import dump_state
-from refmodel.state import ConcreteState
+from refmodel.state import Change, ConcreteState
 from spec.abi import L1, L2, NX, RW, US, WRITABLE, A, P
 from spec.kernel import RULES
 from spec.profile import XEN_4_17, XEN_2003

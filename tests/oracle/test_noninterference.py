@@ -28,44 +28,41 @@ def noticed(s, d, name, key):
     return not (SCHEMA[name][0][0] == "frame" and may_use(s, d, key[0]))
 
 
-def changes(machine, action):
-    """What an action changes: map, key and new value; the state is left before it."""
+def changes(machine, programs, dom):
+    """What each action of a domain in some programs changes, as map and key; the machine is in the state before the action."""
+    generator = Generator(machine)
+    for seed in range(programs):
+        actions, _ = generator.program(random.Random(seed), 25)     # made beforehand, and run again an action at a time
+        machine.reset()
+        for action in actions:
+            if action.dom == dom:
+                yield from changes_of(machine, action)
+            machine.step(action)
+
+
+def changes_of(machine, action):
+    """What one action changes."""
     mark = machine.concrete.mark()
     machine.step(action)
     stored = dict.fromkeys((m.name, k) for m, k, _ in machine.concrete.log[mark:])
     new = [(name, k, machine.concrete.maps[name][k]) for name, k in stored]
     machine.concrete.rollback(mark)
-    return [(name, k, v) for name, k, v in new if machine.concrete.maps[name][k] != v]
+    for name, k, v in new:
+        if machine.concrete.maps[name][k] != v:
+            yield name, k if isinstance(k, tuple) else (k,)
 
 
 def test_what_a_domain_does_another_does_not_notice(machine):
-    """Each program is made beforehand, and run again an action at a time."""
-    generator, looked_at = Generator(machine), 0
-    for seed in range(40):
-        actions, _ = generator.program(random.Random(seed), 25)
-        machine.reset()
-        for action in actions:
-            if action.dom == ME:
-                for name, key, _ in changes(machine, action):
-                    where = key if isinstance(key, tuple) else (key,)
-                    assert not noticed(machine.s, ME, name, where), (seed, action, name, where)
-                    looked_at += 1
-            machine.step(action)
+    looked_at = 0
+    for name, key in changes(machine, 40, ME):
+        assert not noticed(machine.s, ME, name, key), (name, key)
+        looked_at += 1
     assert looked_at > 500
 
 
 def test_a_notice_would_be_noticed(machine):
-    """The test above can fail: an action of OTHER itself is noticed by it."""
-    generator, found = Generator(machine), 0
-    for seed in range(10):
-        actions, _ = generator.program(random.Random(seed), 25)
-        machine.reset()
-        for action in actions:
-            if action.dom == OTHER:
-                found += any(noticed(machine.s, ME, name, key if isinstance(key, tuple) else (key,))
-                             for name, key, _ in changes(machine, action))
-            machine.step(action)
-    assert found > 20
+    """The test above can fail: what OTHER itself does it notices."""
+    assert sum(noticed(machine.s, ME, name, key) for name, key in changes(machine, 10, OTHER)) > 20
 
 
 def test_what_a_domain_does_not_see_changes_nothing_of_what_it_does(machine):

@@ -1,5 +1,4 @@
 """The prover: small transitions are proved for both profiles, planted bugs are refuted, and the ledger says so."""
-import inspect
 import json
 import os
 import subprocess
@@ -62,21 +61,6 @@ def test_everything_is_proved(tmp_path):
 
 
 # --- what does not -----------------------------------------------------------------------------------------------------------
-
-@pytest.fixture
-def plant(monkeypatch):
-    """Change the text of a transition, in memory."""
-    def change(name: str, old: str, new: str) -> None:
-        rule = named(name)
-        text = inspect.getsource(rule.function)
-        assert text.count(old) == 1
-        code = text[text.index("\ndef ") + 1:].replace(old, new)
-        names = rule.function.__globals__
-        scope: dict[str, object] = {}
-        exec(compile(code, f"<planted {name}>", "exec"), names, scope)
-        monkeypatch.setitem(RULES, rule.id, replace(rule, function=scope[name]))
-    return change
-
 
 @both_profiles
 @pytest.mark.parametrize(("name", "old", "new", "refuted"), [

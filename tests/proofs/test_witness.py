@@ -1,5 +1,4 @@
 """Witnesses and counterexamples: whole states in plain numbers, which the rules' own functions are run on."""
-import inspect
 from dataclasses import replace
 
 import pytest
@@ -139,23 +138,11 @@ def test_a_function_that_does_something_else_when_it_is_proved_is_found(monkeypa
 
 # --- counterexamples ---------------------------------------------------------------------------------------------------------
 
-def changed(name: str, old: str, new: str) -> Rule:
-    """A transition with its text changed."""
-    rule = named(name)
-    text = inspect.getsource(rule.function)
-    assert text.count(old) == 1
-    scope: dict[str, object] = {}
-    code = text[text.index("\ndef ") + 1:].replace(old, new)
-    exec(compile(code, f"<planted {name}>", "exec"), rule.function.__globals__, scope)
-    return replace(rule, function=scope[name])
-
-
 @pytest.fixture
-def refuted(monkeypatch):
+def refuted(plant):
     """The counterexample to a part of the duty of a transition whose text is changed."""
     def counterexample(profile: str, name: str, old: str, new: str, part: str) -> Counterexample:
-        rule = changed(name, old, new)
-        monkeypatch.setitem(RULES, rule.id, rule)
+        rule = plant(name, old, new)
         row = rows(profile, rule, part)[part]
         assert row.verdict == REFUTED
         assert row.counterexample is not None
