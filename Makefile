@@ -10,7 +10,7 @@ READY := $(VENV)/.ready
 # Whatever environment the caller is in, only .venv counts.
 unexport PYTHONPATH PYTHONHOME PYTHONSAFEPATH VIRTUAL_ENV PIP_USER PIP_TARGET PIP_PREFIX
 
-.PHONY: run test bench prove mutants lint clean
+.PHONY: run test bench prove mutants real-xen lint clean
 .DELETE_ON_ERROR:
 
 run: $(READY)
@@ -28,6 +28,9 @@ prove: $(READY)
 
 mutants: $(READY)
 	$(BIN)/xenspec mutants --jobs 2
+
+real-xen: $(READY)
+	@$(BIN)/python -m emulator.xen.fetch $(if $(XEN),--xen $(XEN))
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -21,10 +21,12 @@ from typing import Any, Final
 from oracle import coverage
 from oracle.coverage import Coverage
 from oracle.generate import Generator
+from oracle.ground import Ground
 from oracle.judge import Verdict, judge
+from oracle.live import Player, play, play_generated
 from oracle.schema import ProgramError
-from oracle.shrink import shrink
-from oracle.targets import HarnessError, Target, default_setup, open_target, planted
+from oracle.shrink import BUDGET, shrink
+from oracle.targets import HarnessError, RealTarget, Target, default_setup, model_of, open_target, planted
 from oracle.worker import uninterrupted
 from refmodel import ModelError, audit, boot
 from spec.abi import Xen2003
@@ -36,6 +38,9 @@ AHEAD: Final = 2                                # stretches that a worker has in
 SMALL_MEMORY: Final = 4 << 20                   # up to this much guest memory is compared whole after every program,
 WHOLE_EVERY: Final = 64                         # more than that only this often
 AUDIT_EVERY: Final = 500                        # programs
+LIVE_AUDIT_EVERY: Final = 20                    # the longer programs of a real machine
+LIVE_LENGTH: Final = 2000                       # their actions
+LIVE_BUDGET: Final = 150                        # runs to shrink one
 MOST_DIVERGENT: Final = 100                     # divergent programs, of whatever kinds, that end a campaign
 MOST_FAILURES: Final = 20                       # harness failures, or findings against the model, that end a campaign
 MOST_BARREN: Final = 3                          # workers in a row that die without having run a program
@@ -107,6 +112,7 @@ class CampaignResult:
     harness_failures: list[HarnessFailure] = field(default_factory=list)
     model_findings: list[ModelFinding] = field(default_factory=list)
     looseness: Counter[str] = field(default_factory=Counter)
+    declared: Counter[str] = field(default_factory=Counter)     # actions left out, by the declared difference
     coverage: Coverage = field(default_factory=dict)
     seconds: float = 0.0
     found_after: int = 0                        # actions up to and including the first divergent program
@@ -130,7 +136,7 @@ def program_random(seed: int, index: int) -> random.Random:
 def machines(spec: CampaignSpec, target: Target) -> tuple[Setup, ...]:
     """The machine that was asked for and, if it may vary, others: a pool at its limit, more domains, two L1 tables."""
     asked = default_setup(spec.profile, target, domains=spec.domains, pages=spec.pages, frames=spec.frames)
-    if not spec.varied:
+    if not spec.varied or isinstance(target, RealTarget):
         return (asked,)
     profile = PROFILES[spec.profile]
     free = Xen2003.SLACK - 1 if profile.guest_end else 1        # an increase by one frame fails, or only just not
@@ -152,6 +158,11 @@ def machine_of(setups: Sequence[Setup], index: int) -> Setup:
     return setups[TURNS[index // STRETCH % len(TURNS)] if len(setups) > 1 else 0]
 
 
+def length_for(target: str) -> int:
+    """How long programs usually are: where a reset costs much, longer."""
+    return LIVE_LENGTH if target == "xen" else CampaignSpec().length
+
+
 def length_of(spec: CampaignSpec, index: int) -> int:
     """How many actions program `index` has: the last one of a campaign may be shorter."""
     return spec.length if spec.actions is None else min(spec.length, spec.actions - index * spec.length)
@@ -166,6 +177,7 @@ class _Report:
     stop: int
     actions: int = 0
     looseness: Counter[str] = field(default_factory=Counter)
+    declared: Counter[str] = field(default_factory=Counter)     # actions left out, by the declared difference
     coverage: Coverage = field(default_factory=dict)
     divergences: list[Divergence] = field(default_factory=list)
     failures: list[HarnessFailure] = field(default_factory=list)
@@ -197,7 +209,9 @@ class Runner:
         """Run the next program on this machine."""
         self.setup = setup
         if setup not in self.generators:
-            self.generators[setup] = Generator(boot(setup))
+            machine = model_of(self.target, setup)
+            ground = Ground(machine, *self.target.ground()) if isinstance(self.target, RealTarget) else None
+            self.generators[setup] = Generator(machine, ground)
         self.generator = self.generators[setup]
         self.machine = self.generator.machine
 
@@ -222,6 +236,9 @@ class Runner:
         setup = machine_of(self.setups, index)
         if setup is not self.setup:
             self.use(setup)
+        if isinstance(self.target, RealTarget):
+            self.run_live(index, report, shrinking)
+            return
         choices, start = self.machine.choices, coverage.tallies()
         met, forgiven = choices.counts.copy(), choices.forgiven.copy()
         try:
@@ -249,6 +266,31 @@ class Runner:
         except Exception:                       # a mistake of the model or the generator: as much a finding as a broken invariant
             report.findings.append(ModelFinding(index, "", traceback.format_exc(limit=-6)))
 
+    def run_live(self, index: int, report: _Report, shrinking: bool) -> None:
+        """The same for a real machine: made and compared piece by piece."""
+        start, generator = coverage.tallies(), self.generator
+        player = None
+        try:
+            self.tell(index, RUNNING)
+            generator.begin(program_random(self.spec.seed, index))
+            player = Player(self.machine, self.target, self.setup, lambda: self.tell(index, JUDGING))
+            play_generated(generator, player, length_of(self.spec, index), lambda: self.tell(index, RUNNING))
+            coverage.merge(report.coverage, coverage.since(start))
+            if index % LIVE_AUDIT_EVERY == 0 and player.verdict is None:
+                self.audit(index, report)
+            if player.verdict is not None:
+                report.divergences.append(self.divergence(index, player.actions, player.verdict, shrinking))
+        except HarnessError as e:
+            report.failures.append(HarnessFailure(self.setup, index, str(e), tuple(player.actions) if player else ()))
+        except ModelError as e:
+            report.findings.append(ModelFinding(index, "", f"the program left the vocabulary: {e}"))
+        except Exception:
+            report.findings.append(ModelFinding(index, "", traceback.format_exc(limit=-6)))
+        if player is not None:
+            report.actions += len(player.actions)
+            report.looseness += player.looseness
+        report.declared += generator.declared
+
     def audit(self, index: int, report: _Report) -> None:
         """Every invariant must hold of the model's state, and no token may be left."""
         with coverage.uncounted():
@@ -267,11 +309,13 @@ class Runner:
         def again(candidate: Sequence[Action]) -> Verdict | None:
             self.tell(index, SHRINKING)
             try:
+                if isinstance(self.target, RealTarget):
+                    return play(self.machine, self.target, self.setup, candidate)
                 return judge(self.machine, candidate, *self.execute(candidate))
             except (ModelError, HarnessError):
                 return None
         with coverage.uncounted():
-            found = shrink(actions, verdict, again)
+            found = shrink(actions, verdict, again, LIVE_BUDGET if isinstance(self.target, RealTarget) else BUDGET)
         return Divergence(self.setup, index, len(actions), found.actions, found.verdict, found.runs)
 
 
@@ -501,6 +545,7 @@ class Campaign:
             r.programs += report.stop - report.start
             r.actions += report.actions
             r.looseness += report.looseness
+            r.declared += report.declared
             coverage.merge(r.coverage, report.coverage)
             r.harness_failures += report.failures
             r.model_findings += report.findings
@@ -514,6 +559,8 @@ class Campaign:
 
 def regenerate(spec: CampaignSpec, setups: Sequence[Setup], index: int) -> tuple[Action, ...]:
     """Program `index` of a campaign, generated again."""
+    if spec.target == "xen":                    # it takes the machine to make its programs
+        return ()
     generator = Generator(boot(machine_of(setups, index)))
     return tuple(generator.program(program_random(spec.seed, index), length_of(spec, index))[0])
 

@@ -18,9 +18,10 @@ import typer
 from rich.console import Console, RenderableType
 
 from oracle import report
-from oracle.campaign import CampaignError, CampaignResult, CampaignSpec, run_campaign
+from oracle.campaign import CampaignError, CampaignResult, CampaignSpec, length_for, run_campaign
 from oracle.cite import ID, NoSuchRule, all_citations, citation_report, cite, document, holes_report, search, search_report
 from oracle.files import check_folder, check_writable, write_whole
+from oracle.image_audit import audit_image, image_document, image_report
 from oracle.judge import harness_verdict
 from oracle.mutants import mutants_command
 from oracle.program import Program, dump, line_of, load
@@ -131,7 +132,8 @@ def fuzz(
         stop("fuzz: give --seconds or --actions, not both")
     seed = random.SystemRandom().randrange(1 << 32) if seed is None else seed
     spec = CampaignSpec(profile=profile, target=target, seed=seed, actions=actions, workers=workers, domains=domains, pages=pages,
-                        frames=frames, plant=plant, seconds=DEFAULT_SECONDS if seconds is None and actions is None else seconds)
+                        frames=frames, plant=plant, length=length_for(target),
+                        seconds=DEFAULT_SECONDS if seconds is None and actions is None else seconds)
     with troubles():
         known_profile(profile)
         writable(json_path, junit)
@@ -242,12 +244,20 @@ def check(
 
 @app.command("audit")
 def audit_command(
-    state: Annotated[Path, typer.Argument(help="A state of the model (`xenspec replay --state`).", metavar="STATE.json")],
+    state: Annotated[Path | None, typer.Argument(help="A state of the model (`xenspec replay --state`).", metavar="STATE.json"),
+                     ] = None,
+    xen_image: Annotated[Path | None, typer.Option(help="Instead: the memory of a real Xen 4.17, from address 0 on.",
+                                                   metavar="RAM")] = None,
     json_path: JsonPath = None,
 ) -> None:
     """Check every invariant at every key of a state."""
     with troubles():
         writable(json_path)
+        if xen_image is not None and state is None:
+            found = audit_image(xen_image)
+            finish(image_report(found), image_document(found), json_path, bool(found.violations))
+        if state is None or xen_image is not None:
+            stop("audit: name a state, or a memory with --xen-image")
         violations = audit(read_state(state))
         finish(report.audit_report(violations), report.audit_document(violations), json_path, bool(violations))
 

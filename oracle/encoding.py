@@ -293,7 +293,8 @@ def observation_to_json(seen: Observation, setup: Setup) -> dict[str, Any]:
     frames = memoryview(seen.frames).cast("B")[:seen.extent * 8].cast("Q")
     m2p = _words(seen.m2p, p)[:seen.extent]
     memory = _words(seen.memory, p)
-    used = [(n, (n - setup.xen_frames) * p.entries) for n in range(setup.xen_frames, seen.extent) if frames[n] != FREE_FRAME]
+    shown = range(setup.xen_frames, seen.extent) if seen.rows is None else seen.rows
+    used = [(n, row * p.entries) for row, n in enumerate(shown) if frames[n] != FREE_FRAME]
     return {
         "extent": seen.extent,
         "frames": [None if w == FREE_FRAME else list(unpack_frame(w)) for w in frames],

@@ -6,12 +6,14 @@ actions meet, succeed more often than not, and then miss by one bit, one count, 
 """
 import random
 from bisect import bisect
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final, TypeVar
 
-from refmodel import Machine
+from oracle.ground import OUTSIDE, Ground
+from refmodel import Machine, ModelError
 from spec.abi import PAGE_SIZE, Xen417, Xen2003
 from spec.profile import PROFILES
 from spec.vocabulary import Action, DomainSetup, Hypercall, Outcome, Setup
@@ -82,12 +84,21 @@ def move(weight: float, profile: str) -> Callable[[Move], Move]:
     return enter
 
 
+Ask = Callable[[Sequence[Action], Action], Outcome]     # an action, after others since the last piece
+
+
+def hands_out(action: Action) -> bool:
+    """The outcome may be frames that the machine chooses."""
+    return isinstance(action, Hypercall) and action.nr == Xen417.MEMORY_OP and len(action.args) > 0 and (
+        action.args[0] & (1 << Xen417.EXTENT_SHIFT) - 1 in (Xen417.INCREASE, Xen417.POPULATE, Xen417.EXCHANGE))
+
+
 class Generator:
     """Makes programs for one machine, and drives the machine along."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, ground: Ground | None = None) -> None:
         from oracle import moves_417, moves_2003  # noqa: F401  (they enter their moves, for which they need this module)
-        self.machine = machine
+        self.machine, self.ground = machine, ground
         self.setup: Final = machine.setup
         self.profile: Final = PROFILES[self.setup.profile]
         self.word: Final[Mapping[tuple[int, int], int]] = machine.concrete.maps["word"]
@@ -108,18 +119,28 @@ class Generator:
         self.bits = rng.getrandbits
         self.d = self.domains[-1]
         self.chosen: list[int] = []             # frames that the machine handed out
+        self.declared: Counter[str] = Counter()     # actions that were left out, by the declared difference
 
     def program(self, rng: random.Random, length: int) -> tuple[list[Action], list[Outcome]]:
         """A program of `length` actions from boot, and what the model makes of it; the machine is left after its end."""
-        machine = self.machine
-        machine.reset()
-        machine.choices.begin()
+        self.begin(rng)
+        return self.more(length)
+
+    def begin(self, rng: random.Random) -> None:
+        """Start a program, from boot."""
+        self.machine.reset()
+        self.machine.choices.begin()
         self.use(rng)
-        step, actions, outcomes = machine.step, list[Action](), list[Outcome]()
         self.d = self.pick(self.domains)
+
+    def more(self, length: int, ask: Ask | None = None) -> tuple[list[Action], list[Outcome]]:
+        """The next `length` actions; `ask` is for the outcomes of those that hand frames out."""
+        step, ground, actions, outcomes = self.machine.step, self.ground, list[Action](), list[Outcome]()
         while len(actions) < length:
             for action in self.next_move():
-                outcome = step(action)
+                outcome = step(action) if ground is None else self.kept(ground, action, actions, ask)
+                if outcome is None:
+                    continue
                 actions.append(action)
                 outcomes.append(outcome)
                 if outcome.chose:
@@ -127,6 +148,21 @@ class Generator:
                 if len(actions) == length:
                     break
         return actions, outcomes
+
+    def kept(self, ground: Ground, action: Action, before: Sequence[Action], ask: Ask | None) -> Outcome | None:
+        """Perform an action, unless it is one that is left out of programs for this target."""
+        machine, mark = self.machine, self.machine.mark()
+        try:
+            reason, outcome = ground.tried(action)
+        except ModelError:
+            reason, outcome = OUTSIDE, None
+        if not reason and not hands_out(action):
+            return outcome
+        machine.rewind(mark)
+        if not reason and ask is not None:
+            return machine.step(action, ask(before, action))
+        self.declared[reason] += 1
+        return None
 
     def next_move(self) -> Sequence[Action]:
         """The actions of one move, by the domain whose turn it is."""

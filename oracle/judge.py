@@ -5,17 +5,18 @@ looks for options that explain what the target did: best explanation first, a bo
 """
 import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
 from oracle import coverage
-from refmodel import Difference, Machine
+from refmodel import Difference, Machine, Mark, ModelError
 from spec.kernel import CONJUNCT_RULE, RULES
 from spec.vocabulary import Action, Execute, Hypercall, Load, Observation, Outcome, Store
 
 ATTEMPTS: Final = 256                           # runs of the model in search of an explanation
+NO_OUTCOME: Final = Outcome(vector=255)         # that of no machine
 
 
 class Direction(StrEnum):
@@ -75,16 +76,37 @@ class Attempt:
         return self.mine is None and not self.differences
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A moment of the model's run from which actions are judged; what the processor had likely cached then."""
+    mark: Mark
+    filled: Mapping[tuple[int, int], bool]
+
+    @staticmethod
+    def here(machine: Machine) -> "Start":
+        """The present moment."""
+        return Start(machine.mark(), dict(machine.choices.filled))
+
+
+def start_over(machine: Machine, start: Start | None, forced: Sequence[int] = ()) -> None:
+    """The machine as at boot or at a moment of its run, with the first choices from then on given."""
+    if start is None:
+        machine.reset()
+        machine.choices.begin(forced)
+    else:
+        machine.rewind(start.mark)
+        machine.choices.begin(forced, start.filled)
+
+
 def attempt(machine: Machine, actions: Sequence[Action], outcomes: Sequence[Outcome], observation: Observation | None = None,
-            full: bool = True, forced: Sequence[int] = ()) -> Attempt:
-    """Run the model along the target's outcomes."""
-    machine.reset()
+            full: bool = True, forced: Sequence[int] = (), start: Start | None = None) -> Attempt:
+    """Run the model along the target's outcomes, from boot or from a moment of its run."""
+    start_over(machine, start, forced)
     choices = machine.choices
-    choices.begin(forced)
     met, forgiven = choices.counts.copy(), choices.forgiven.copy()
     mine, explained, differences = None, 0, []
     for action, seen in zip(actions, outcomes, strict=False):
-        mine = machine.step(action, seen)
+        mine = stepped(machine, action, seen, start)
         if mine != seen:
             break
         explained += 1
@@ -95,8 +117,18 @@ def attempt(machine: Machine, actions: Sequence[Action], outcomes: Sequence[Outc
                    choices.counts - met + (choices.forgiven - forgiven))
 
 
+def stepped(machine: Machine, action: Action, seen: Outcome, start: Start | None) -> Outcome:
+    """One step.  In the middle of a run an option that leads out of the vocabulary explains nothing."""
+    try:
+        return machine.step(action, seen)
+    except ModelError:
+        if start is None:
+            raise
+        return NO_OUTCOME
+
+
 def explain(machine: Machine, actions: Sequence[Action], outcomes: Sequence[Outcome], observation: Observation | None = None,
-            full: bool = True, limit: int = ATTEMPTS) -> tuple[Attempt, int]:
+            full: bool = True, limit: int = ATTEMPTS, start: Start | None = None) -> tuple[Attempt, int]:
     """The best attempt over the choice points, and how many attempts it took.
 
     Best first: from the attempt that explains most, the latest choice point before the difference is turned first.  Every path
@@ -107,7 +139,7 @@ def explain(machine: Machine, actions: Sequence[Action], outcomes: Sequence[Outc
     order = runs = 0
     while waiting and runs < limit:
         forced = heapq.heappop(waiting)[-1]
-        found = attempt(machine, actions, outcomes, observation, full, forced)
+        found = attempt(machine, actions, outcomes, observation, full, forced, start)
         runs += 1
         if best is None or found.score < best.score:
             best = found
@@ -126,12 +158,15 @@ def explain(machine: Machine, actions: Sequence[Action], outcomes: Sequence[Outc
 # --- the verdict -------------------------------------------------------------------------------------------------------------
 
 def judge(machine: Machine, actions: Sequence[Action], outcomes: Sequence[Outcome], observation: Observation | None = None, *,
-          full: bool = True, limit: int = ATTEMPTS) -> Verdict:
-    """Is this what a machine may do?  Outcomes may stop early (a trace cut short); without an observation they are all."""
+          full: bool = True, limit: int = ATTEMPTS, start: Start | None = None) -> Verdict:
+    """Is this what a machine may do?  Outcomes may stop early (a trace cut short); without an observation they are all.
+
+    If it is, the machine is left as after the run that explains it.
+    """
     with coverage.uncounted():
-        best, runs = explain(machine, actions, outcomes, observation, full, limit)
+        best, runs = explain(machine, actions, outcomes, observation, full, limit, start)
         if best.mine is not None:
-            return outcome_verdict(machine, actions, outcomes, best, runs)
+            return outcome_verdict(machine, actions, outcomes, best, runs, start)
     if best.differences:
         return state_verdict(best, runs)
     return Verdict(Direction.AGREES, best.explained, looseness=best.looseness, attempts=runs)
@@ -143,7 +178,7 @@ def succeeded(action: Action, outcome: Outcome) -> bool:
 
 
 def outcome_verdict(machine: Machine, actions: Sequence[Action], outcomes: Sequence[Outcome], best: Attempt,
-                    runs: int) -> Verdict:
+                    runs: int, start: Start | None = None) -> Verdict:
     """The first outcome that nothing explains."""
     at, mine = best.explained, best.mine
     assert mine is not None
@@ -156,20 +191,20 @@ def outcome_verdict(machine: Machine, actions: Sequence[Action], outcomes: Seque
     else:
         direction = Direction.DIFFERENT
     refused = best.refusals and direction is not Direction.TOO_STRICT   # a multicall may refuse and succeed
-    rule = best.refusals[-1] if refused else deciding_rule(machine, actions, outcomes, best)
+    rule = best.refusals[-1] if refused else deciding_rule(machine, actions, outcomes, best, start)
     summary = f"{describe(action)}: the model gives {show(action, mine)}, the target {show(action, seen)}"
     return Verdict(direction, at, rule, action_kind(action), summary, mine, seen, looseness=best.looseness, attempts=runs)
 
 
-def deciding_rule(machine: Machine, actions: Sequence[Action], outcomes: Sequence[Outcome], best: Attempt) -> str:
+def deciding_rule(machine: Machine, actions: Sequence[Action], outcomes: Sequence[Outcome], best: Attempt,
+                  start: Start | None = None) -> str:
     """The last transition, in the order of the rules, that the model performed in the deviating action; else its last check."""
-    machine.reset()
-    machine.choices.begin([option for _, _, option in best.taken])
+    start_over(machine, start, [option for _, _, option in best.taken])
     for action, seen in zip(actions[:best.explained], outcomes, strict=False):
         machine.step(action, seen)
-    start = coverage.tallies()
+    before = coverage.tallies()
     machine.step(actions[best.explained], outcomes[best.explained])
-    decided = {CONJUNCT_RULE[c] for c, (true, _) in coverage.since(start).items() if true}
+    decided = {CONJUNCT_RULE[c] for c, (true, _) in coverage.since(before).items() if true}
     last = ""
     for kind in ("check", "transition"):
         for rule in RULES.values():

@@ -23,6 +23,7 @@ from oracle import coverage
 from oracle.campaign import CampaignResult, CampaignSpec, Divergence, HarnessFailure
 from oracle.encoding import action_to_json, outcome_to_json, setup_to_json
 from oracle.files import write_whole
+from oracle.ground import DECLARED
 from oracle.judge import Direction, Verdict, describe, show
 from oracle.replay import Replay, Step
 from oracle.selftest import PlantResult, SelftestResult
@@ -131,6 +132,8 @@ def campaign_report(result: CampaignResult, files: dict[int, list[Path]], repeat
         Text(f"rules exercised: {share.rules_decided} of {share.rules}; "
              f"conjuncts decided both ways: {share.both} of {share.conjuncts} (why others can't be: `xenspec cite RULE`)"),
         Text(f"allowed choices met: {counted(result.looseness) or 'none'}")]
+    parts += [Text(f"declared difference {name}: {n:,} actions left out ({DECLARED[name]})")
+              for name, n in sorted(result.declared.items())]
     for divergence in result.divergences:
         parts += ["", divergence_text(divergence, files.get(divergence.index, []))]
     parts += [Text(f"harness failed at program {f.index}: {f.what}{file_list(files.get(f.index, []))}", "magenta")
@@ -200,6 +203,7 @@ def campaign_document(result: CampaignResult) -> dict[str, Any]:
             "programs": result.programs, "actions": result.actions, "divergences": len(result.divergences),
             "harness_failures": len(result.harness_failures), "model_findings": len(result.model_findings),
             "looseness": dict(sorted(result.looseness.items())),
+            "declared": {name: {"count": n, "reason": DECLARED[name]} for name, n in sorted(result.declared.items())},
             "seconds": round(result.seconds, 3), "seed": result.seed},
         "campaign": {"profile": spec.profile, "target": spec.target, "length": spec.length, "domains": spec.domains,
                      "pages": spec.pages, "frames": spec.frames, "plant": spec.plant},

@@ -1,13 +1,14 @@
 """What can be held against the model: our emulator, the model itself, and any command that speaks JSON lines."""
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Final, Protocol
+from pathlib import Path
+from typing import Final, Protocol, runtime_checkable
 
 from oracle.encoding import check_setup
 from oracle.schema import ProgramError, short
-from refmodel import Machine, ModelError, boot
+from refmodel import Machine, ModelError, boot, imported_machine
 from spec.profile import PROFILES
-from spec.vocabulary import Action, DomainSetup, Observation, Outcome, Setup
+from spec.vocabulary import Action, DomainSetup, Image, Observation, Outcome, Setup
 
 PATIENCE: Final = 20.0                      # seconds to wait for an answer
 MODEL_XEN_FRAMES: Final = 16                # the model as a target needs none of them, but Xen always has some
@@ -52,8 +53,28 @@ class Target(Protocol):
         """Give back what the target holds; it is not used again."""
 
 
+@runtime_checkable
+class RealTarget(Target, Protocol):
+    """A target that is not built to a setup, but is what it is: the model starts from what is found in its memory."""
+
+    def setup(self, pages: int) -> Setup:
+        """The machine with `pages` pages of domain 0 for programs."""
+
+    def image(self, setup: Setup) -> Image | None:
+        """Its whole state as a reset leaves it; None from a stand-in for a target that has none."""
+
+    def ground(self) -> tuple[int, int]:
+        """The addresses [start, end) in domain 0 of the code that drives it."""
+
+
+def model_of(target: Target, setup: Setup) -> Machine:
+    """The model's machine for a target: booted to the setup or, of a real machine, imported."""
+    image = target.image(setup) if isinstance(target, RealTarget) else None
+    return boot(setup) if image is None else imported_machine(setup, image)
+
+
 def open_target(name: str) -> Target:
-    """The target that a user calls `name`: "emulator" (one a process), "model", or "cmd:COMMAND"."""
+    """The target that a user calls `name`: "emulator" or "xen" (one a process), "model", or "cmd:COMMAND"."""
     if name == "model":
         return ModelTarget()
     if name == "emulator":
@@ -62,10 +83,28 @@ def open_target(name: str) -> Target:
         except ImportError as e:
             raise HarnessError(f"the emulator can't run here: {e}") from e
         return EmulatorTarget()
+    if name == "xen":
+        try:
+            from emulator.xen.target import XenTarget
+        except ImportError as e:
+            raise HarnessError(f"the real Xen can't be driven here: {e}") from e
+        return XenTarget()
     if name.startswith("cmd:"):
         from oracle.command import CommandTarget
         return CommandTarget(name.removeprefix("cmd:"))
-    raise HarnessError(f"unknown target {short(name)} (known: emulator, model, cmd:COMMAND)")
+    raise HarnessError(f"unknown target {short(name)} (known: emulator, xen, model, cmd:COMMAND)")
+
+
+def read_image(path: Path) -> Image:
+    """The machine in a RAM file.  HarnessError if it is not a Xen's that we can read."""
+    try:
+        from emulator.xen.frames import ImageError, image
+    except ImportError as e:
+        raise HarnessError(f"images of the real Xen can't be read here: {e}") from e
+    try:
+        return image(path.read_bytes())
+    except ImageError as e:
+        raise HarnessError(f"{path}: {e}") from e
 
 
 def default_setup(profile: str, target: Target, domains: int = 2, pages: int = 64, frames: int = 2048) -> Setup:
@@ -76,6 +115,8 @@ def default_setup(profile: str, target: Target, domains: int = 2, pages: int = 6
         raise HarnessError(f"target {target.name} does not run {profile} (it runs {', '.join(target.profiles)})")
     if domains > frames:
         raise ProgramError("domains", f"{domains} do not fit in {frames} frames")
+    if isinstance(target, RealTarget):
+        return target.setup(pages)
     xen_frames, slots = target.needs(frames)
     layout = tuple(DomainSetup(d, xen_frames + d * (pages + 1), pages) for d in range(domains))
     setup = Setup(profile, frames, xen_frames, layout, slots)

@@ -161,4 +161,4 @@ def _receive(pipe: Connection) -> Any:
 
 def copied(seen: Observation) -> Observation:
     """An observation that outlives the next run."""
-    return Observation(seen.extent, bytes(seen.frames), bytes(seen.memory), bytes(seen.m2p), dict(seen.base))
+    return Observation(seen.extent, bytes(seen.frames), bytes(seen.memory), bytes(seen.m2p), dict(seen.base), seen.rows)

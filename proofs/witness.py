@@ -216,7 +216,7 @@ class Witnesses:
         slots = [i for i in map(Index, range(self.profile.entries)) if is_xen_slot(s, root, i)]
         tables = [Mfn(f) for f, t in state.maps["type"].items() if t == root]
         return {("word", (f, i)): xen_entry(s, f, i) for f in tables for i in slots
-                if (f, i) not in s.word and (i < s.upto[f] or walkable(s, f))}
+                if (f, i) not in s.word and (i < s.upto[f] or walkable(s, f)) and (i != self.profile.late_slot or s.opened[f])}
 
     # --- what the query did not know ---
 

@@ -4,8 +4,9 @@ from refmodel.boot import SetupError, boot
 from refmodel.choices import Choices
 from refmodel.dump import StateError, dump_state, load_state
 from refmodel.guest import ModelError
-from refmodel.machine import Machine
+from refmodel.imported import Imported, imported, imported_machine
+from refmodel.machine import Machine, Mark
 from refmodel.observation import Difference
 
-__all__ = ["Choices", "Difference", "Machine", "ModelError", "SetupError", "StateError", "Violation", "audit", "boot",
-           "dump_state", "load_state"]
+__all__ = ["Choices", "Difference", "Imported", "Machine", "Mark", "ModelError", "SetupError", "StateError", "Violation", "audit",
+           "boot", "dump_state", "imported", "imported_machine", "load_state"]

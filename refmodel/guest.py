@@ -6,12 +6,12 @@ from typing import Any, Protocol
 
 from refmodel.choices import Choices
 from refmodel.references import Error
-from spec.abi import DOMID_XEN, PF, PF_PROT, A, D
+from spec.abi import DOMID_XEN, PF, PF_PROT, PSE, US, A, D, P
 from spec.frames import mfn_of
 from spec.kernel import FAILED, HELD, DomId, Index, Mfn, State, Tag, Vpn
 from spec.vocabulary import Action
-from spec.x86.paging import Fault, allows, fault_code, require_segment, root_of, walk
-from spec.x86.tlb import guest_store, is_live, tag_of, tlb_fill
+from spec.x86.paging import Fault, allows, fault_code, index_at, require_segment, root_of, walk
+from spec.x86.tlb import guest_store, has_root, is_live, tag_of, tlb_fill, walk_start, walk_step
 
 
 class ModelError(Exception):
@@ -40,18 +40,42 @@ class Window(Protocol):
 def translate(s: State, choices: Choices, d: DomId, va: int, user: bool, write: bool, fetch: bool) -> int:
     """The translation that the processor uses for `va`; raises `Fault`.  Fills the TLB."""
     tag = tag_of(Vpn(va >> 12), fetch)
-    cached = s.tlb[d, tag]
+    held = holder(s, d, tag, write)
     try:
-        if cached and is_live(s, d, tag):
-            e = _from_cache(s, choices, d, tag, cached, va, user, write, fetch)
+        if held is not None:
+            e = _from_cache(s, choices, d, held, s.tlb[d, held], va, user, write, fetch)
             if e:
                 return e
         tlb_fill(s, d, va, user, write, fetch)
-    except Fault:
+    except Fault as fault:
         choices.drops(d, tag)
+        if choices.eager and fault.vector == PF:
+            mark_way(s, d, va, user)
         raise
     choices.fills(d, tag, write)
     return s.tlb[d, tag]
+
+
+def holder(s: State, d: DomId, tag: Tag, write: bool) -> Tag | None:
+    """Which cached translation may serve an access: its own, or, as TLBs may be unified, one that fetches or other loads made."""
+    if s.tlb[d, tag] and is_live(s, d, tag):
+        return tag
+    other = Tag(tag ^ 1)
+    if not write and s.tlb[d, other] and is_live(s, d, other):
+        return other
+    return None
+
+
+def mark_way(s: State, d: DomId, va: int, user: bool) -> None:
+    """The processor walks towards an address, marking what it uses, and stops before the last level."""
+    if not has_root(s, d, user):
+        return
+    walk_start(s, d, va, user)
+    for level in range(s.profile.root, 1, -1):
+        e = s.word[mfn_of(s, s.walk[d, tag_of(Vpn(va >> 12), False)]), index_at(s.profile.geometry.levels[level - 1], va)]
+        if e & P == 0 or e & PSE != 0 or e & US == 0:
+            return
+        walk_step(s, d, tag_of(Vpn(va >> 12), False), va)
 
 
 def _from_cache(s: State, choices: Choices, d: DomId, tag: Tag, cached: int, va: int, user: bool, write: bool,

@@ -1,28 +1,39 @@
 """A machine of the model: one action after another, each with its outcome and the rule that refused it."""
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from refmodel.choices import Choices
 from refmodel.guest import ModelError, fetch_byte, load, store, store_words
 from refmodel.observation import Difference, Mirror
-from refmodel.references import Error
+from refmodel.references import Error, give_up
 from refmodel.state import ConcreteState, as_state
-from spec.abi import NOBODY
+from spec.abi import NOBODY, A
 from spec.kernel import CPU, DomId, Mfn, Refused, Vpn
 from spec.vocabulary import RETF, Action, Execute, Hypercall, Load, Observation, Outcome, Setup, Store
 from spec.x86.paging import Fault, require_segment, root_of, walk
 from spec.x86.tlb import flush, is_live, tag_of
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A moment of a machine's run."""
+    log: int                                # of the state's undo log
+    current: int | None
+    released: frozenset[int]
+    handed_out: frozenset[int]
+    mode: bool
+
+
 class Machine:
     """Common to both profiles: guest accesses, domain switches, undo.  A profile adds the hypercalls.
 
     `s` is the state (read-only here: transitions write it), `refusals` the conjuncts that refused during the last step,
-    `choices` the looseness met.
+    `choices` the looseness met.  Frames from `end` on are free at the start; if not given: those behind the setup's domains.
     """
     window: ClassVar[int] = 0                               # where the machine-to-physical words are published
 
-    def __init__(self, setup: Setup, state: ConcreteState) -> None:
+    def __init__(self, setup: Setup, state: ConcreteState, end: int | None = None) -> None:
         self.setup, self.profile, self.concrete = setup, state.profile, state
         self.s = as_state(state)
         self.choices = Choices()
@@ -30,13 +41,16 @@ class Machine:
         self.domids = frozenset(d.domid for d in setup.domains)
         self.pool_start = max(d.first + d.pages + 1 for d in setup.domains)
         self.current: int | None = None
+        self.mode = False                   # the processor is in user mode, where that has tables of its own
         self.flush_due = False
         self.released: set[int] = set()
         self.handed_out: set[int] = set()
         self.hint: Outcome | None = None
         self.chose: list[int] = []
         self.pool_size = setup.frames - setup.xen_frames - sum(d.pages + 1 for d in setup.domains)
-        self.mirror = Mirror(state, self.domids, setup.xen_frames, self.pool_start)
+        self.shared = {d.domid: d.first + d.pages for d in setup.domains}   # each domain's shared_info
+        self.uncounted = dict.fromkeys(self.shared, 1)                      # its frames that its reservation does not count
+        self.mirror = Mirror(state, self.domids, setup.xen_frames, self.pool_start if end is None else end)
 
     # --- the outside ---
 
@@ -44,10 +58,21 @@ class Machine:
         """Back to the start of the machine; the cost is that of what changed."""
         self.concrete.rollback(0)
         self.current = None
+        self.mode = False
         self.flush_due = False              # a hypercall that ended in a ModelError leaves it behind
         self.refusals = []
         self.released.clear()
         self.handed_out.clear()
+
+    def mark(self) -> "Mark":
+        """The present moment, to rewind to."""
+        return Mark(self.concrete.mark(), self.current, frozenset(self.released), frozenset(self.handed_out), self.mode)
+
+    def rewind(self, mark: "Mark") -> None:
+        """Back to a moment of this run."""
+        self.concrete.rollback(mark.log)
+        self.current, self.flush_due, self.refusals, self.mode = mark.current, False, [], mark.mode
+        self.released, self.handed_out = set(mark.released), set(mark.handed_out)
 
     def step(self, action: Action, hint: Outcome | None = None) -> Outcome:
         """Perform one action.  `hint` is the outcome on another machine: it resolves what only that machine knows."""
@@ -59,15 +84,16 @@ class Machine:
             if isinstance(action, Hypercall):
                 self.enter_mode(DomId(d), False)
                 for va, words in action.data:
-                    store_words(self.s, self.choices, DomId(d), va, words)
+                    self.store_data(DomId(d), va, words)
                 value = self.call(DomId(d), action)
                 return Outcome(value, chose=tuple(self.chose)) if self.chose else Outcome(value)
             self.enter_mode(DomId(d), action.user)
             if isinstance(action, Load):
-                return Outcome(load(self.s, self.choices, self, DomId(d), action.va, action.user,
-                                    hint.value if hint is not None and hint.vector < 0 else None))
+                told = hint.value if hint is not None and hint.vector < 0 else None
+                value = load(self.s, self.choices, self, DomId(d), action.va, action.user, told)
+                return Outcome(value if told is None or value == told else self.marked(d, action, value, told))
             if isinstance(action, Store):
-                store(self.s, self.choices, DomId(d), action.va, action.value, action.user)
+                self.store_word(DomId(d), action.va, action.value, action.user)
                 return Outcome()
             return self._execute(action)
         except Fault as fault:
@@ -83,9 +109,10 @@ class Machine:
         except Fault:
             return True
         frames = []
-        tag = tag_of(Vpn(va >> 12), True)
-        if is_live(self.s, DomId(d), tag) and d == self.current:
-            frames.append(self.s.tlb[DomId(d), tag] >> 12 & self.profile.mfn_mask)
+        for fetch in (True, False):         # a TLB may be unified
+            tag = tag_of(Vpn(va >> 12), fetch)
+            if is_live(self.s, DomId(d), tag) and d == self.current:
+                frames.append(self.s.tlb[DomId(d), tag] >> 12 & self.profile.mfn_mask)
         f = self.walk(d, va, user)
         if f is not None:
             frames.append(f)
@@ -114,6 +141,11 @@ class Machine:
             return self.s.m2p[Mfn(n)]
         return None
 
+    def adopt_marks(self, other: Observation) -> None:
+        """Take over accessed bits that another machine set early."""
+        for key, word in self.mirror.early_marks(other):
+            self.concrete.words[key] = word
+
     def observe(self) -> Observation:
         """What a target in this state would show."""
         return self.mirror.observe(self.mirror.extent(self.handed_out))
@@ -128,6 +160,36 @@ class Machine:
         """One hypercall by the kernel of d."""
         raise NotImplementedError
 
+    def marked(self, d: int, action: Load, value: int, told: int) -> int:
+        """What a load reads: what another machine read if that is an entry of a table which has its accessed bit earlier."""
+        f = self.walk(d, action.va, action.user) if told == value | A and action.va % self.profile.word_bytes == 0 else None
+        if f is None or not (self.s.type_count[Mfn(f)] and 0 < self.s.type[Mfn(f)] <= self.profile.root):
+            return value
+        self.choices.forgiven["accessed-early"] += 1
+        return told
+
+    def store_data(self, d: DomId, va: int, words: tuple[int, ...]) -> None:
+        """The kernel stores consecutive words; if Xen has to perform one, then each by itself."""
+        try:
+            store_words(self.s, self.choices, d, va, words)
+        except Fault:
+            if self.profile.guest_end:
+                raise
+            for n, word in enumerate(words):
+                self.store_word(d, va + self.profile.word_bytes * n, word, False)
+
+    def store_word(self, d: DomId, va: int, value: int, user: bool) -> None:
+        """A guest's store; one of the kernel's that faults may be one that Xen performs."""
+        try:
+            store(self.s, self.choices, d, va, value, user)
+        except Fault as fault:
+            if user or not self.performed(d, va, value, fault):
+                raise
+
+    def performed(self, d: DomId, va: int, value: int, fault: Fault) -> bool:
+        """Xen performs a store of the kernel that faulted: not the Xen of 2003."""
+        return False
+
     def attempt(self, step: Callable[..., Any], *args: Any) -> Any:
         """One entry of a batch: refused, it leaves no trace."""
         mark = self.concrete.mark()
@@ -135,7 +197,7 @@ class Machine:
             return step(*args)
         except (Refused, Error) as refusal:
             clock = self.s.clock[CPU]
-            self.concrete.rollback(mark)
+            give_up(self.s, mark)
             if clock != self.s.clock[CPU] and self.choices.choose("refused-flush", 2) == 0:
                 flush(self.s, DomId(self.current or 0))     # it happened on the way, and stays (W-14)
             self.note(refusal)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from refmodel.choices import Choices
 from refmodel.state import ConcreteState
-from spec.abi import NOBODY, TYPE_NAMES, A
+from spec.abi import DOMID_XEN, NOBODY, TYPE_NAMES, A
 from spec.vocabulary import FREE_FRAME, Observation, pack_frame, unpack_frame
 
 VISIBLE = {"owner": "frame", "type": "frame", "type_count": "frame", "ref_count": "frame", "alloc": "frame", "pinned": "frame",
@@ -134,12 +134,10 @@ class Mirror:
         """Words of memory that differ: all of it, or only the frames that the model changed."""
         entries, low = self.state.profile.entries, self.xen_frames
         seen = np.frombuffer(other.memory, self.dtype).reshape(-1, entries)
+        if other.rows is not None:
+            return self.shown_differences(words, seen, other.rows, choices)
         rows = len(seen) if full else 0
-        saved: list[tuple[int, int, Any]] = []
-        for f, row in words.items():
-            for i, w in row.items():
-                saved.append((f - low, i, self.words[f - low, i]))
-                self.words[f - low, i] = w
+        saved = self.put(words)
         try:
             if full:
                 mine = self.words[:rows]
@@ -150,8 +148,48 @@ class Mirror:
                 bad = [(int(changed[r]), int(i)) for r, i in zip(unlike_rows, columns, strict=True)]
             return [d for r, i in bad if (d := self.word_difference(r, i, int(seen[r, i]), choices))]
         finally:
-            for r, i, w in saved:
-                self.words[r, i] = w
+            self.take_back(saved)
+
+    def shown_differences(self, words: dict[int, dict[int, int]], seen: Words, shown: tuple[int, ...],
+                          choices: Choices) -> list[Difference]:
+        """Words that differ in the frames that are shown; a change that the model makes in any other frame cannot be checked."""
+        low = self.xen_frames
+        saved = self.put(words)
+        try:
+            unlike_rows, columns = np.nonzero(self.words[np.array(shown, dtype=np.intp) - low] != seen)
+            out = [d for r, i in zip(unlike_rows.tolist(), columns.tolist(), strict=True)
+                   if (d := self.word_difference(shown[r] - low, i, int(seen[r, i]), choices))]
+            owner, visible = self.state.maps["owner"], frozenset(shown)
+            return out + [Difference("word", f"frame {f}, which is not shown", int(self.words[f - low, i]), 0, "STORE-1")
+                          for f in words if f not in visible and owner[f] not in (NOBODY, DOMID_XEN) for i in list(words[f])[:1]]
+        finally:
+            self.take_back(saved)
+
+    def early_marks(self, other: Observation) -> list[tuple[tuple[int, int], int]]:
+        """Entries of tables that another machine shows with their accessed bit, which they lack here."""
+        if other.rows is None:
+            return []
+        m, seen = self.state.maps, np.frombuffer(other.memory, self.dtype).reshape(-1, self.state.profile.entries)
+        out = []
+        for n, f in enumerate(other.rows):
+            if m["type_count"][f] and 0 < m["type"][f] <= self.state.profile.root:
+                out += [((f, int(i)), int(seen[n, i])) for i in np.flatnonzero(seen[n])
+                        if int(seen[n, i]) == m["word"][f, int(i)] | A != m["word"][f, int(i)]]
+        return out
+
+    def put(self, words: dict[int, dict[int, int]]) -> list[tuple[int, int, Any]]:
+        """Enter changed words in the array; the answer is what was there."""
+        saved: list[tuple[int, int, Any]] = []
+        for f, row in words.items():
+            for i, w in row.items():
+                saved.append((f - self.xen_frames, i, self.words[f - self.xen_frames, i]))
+                self.words[f - self.xen_frames, i] = w
+        return saved
+
+    def take_back(self, saved: list[tuple[int, int, Any]]) -> None:
+        """The array as it was."""
+        for r, i, w in saved:
+            self.words[r, i] = w
 
     def word_difference(self, r: int, i: int, seen: int, choices: Choices) -> Difference | None:
         """A word that differs, unless the difference is forgiven."""

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import cast
 
 from refmodel.state import ConcreteState
-from spec.abi import L1, RW, WRITABLE, P
-from spec.frames import drop_ref, drop_type, may_use, mfn_of, take_ref, take_type
-from spec.kernel import CPU, DomId, FrameType, Index, Mfn, State
+from spec.abi import GUEST_KERNEL, L1, RW, US, WRITABLE, A, G, P
+from spec.frames import drop_ref, drop_type, is_idle, may_use, mfn_of, take_ref, take_type
+from spec.kernel import CPU, DomId, FrameType, Index, Mfn, Refused, State
 from spec.reservation import free_frame
 from spec.tables import (
     begin_type,
@@ -21,11 +21,13 @@ from spec.tables import (
     same_authority,
     skip_absent,
     validate_entry,
+    write_data,
     write_entry,
 )
 from spec.x86.tlb import flush
 
 TWritable = FrameType(WRITABLE)
+ADJUSTED = A | US | G | GUEST_KERNEL        # what Xen sets in entries that it stores for a guest
 
 
 class Error(Exception):
@@ -65,8 +67,12 @@ def validate(s: State, d: DomId, f: Mfn, t: FrameType, get: Callable[[State, Mfn
     begin_type(s, d, f, t)
     for first, end in stretches(s, f, t):
         if first == end:
-            get(s, f, s.word[f, first])
-            validate_entry(s, d, f)
+            try:
+                get(s, f, s.word[f, first])
+                validate_entry(s, d, f)
+            except (Error, Refused):
+                cast(ConcreteState, s).torn += t != L1 and first > 0
+                raise
         elif first < end:
             skip_absent(s, d, f, end)
         else:
@@ -117,6 +123,21 @@ def reap(s: State, f: Mfn) -> None:
     """A frame that its owner gave up goes back to the pool with its last reference."""
     if s.ref_count[f] == 0 and s.upto[f] == 0:
         free_frame(s, s.owner[f], f)
+
+
+def give_up(s: State, mark: int) -> None:
+    """Back to a mark; but entries that a failed validation had adjusted already stay as it adjusted them (X-2)."""
+    state = cast(ConcreteState, s)
+    changed: dict[tuple[Mfn, Index], int] = {}
+    if s.profile.adjusts:
+        changed = {key: s.word[key] for m, key, _ in state.log[mark:] if m is state.words}
+    state.rollback(mark)
+    for (f, i), e in changed.items():
+        old = s.word[f, i]
+        if old != e and old & P != 0 and (old ^ e) & ~ADJUSTED == 0 and is_idle(s, f):
+            d = s.owner[f]
+            settle(s, d, f, TWritable)
+            write_data(s, d, f, i, e)
 
 
 # --- entries -----------------------------------------------------------------------------------------------------------------

@@ -63,6 +63,8 @@ class ConcreteState:
 
     def __init__(self, profile: Profile, frames: int) -> None:
         self.profile, self.frames = profile, frames
+        self.devices: frozenset[int] = frozenset()      # frames below `frames` that are no memory of Xen's or a domain's
+        self.torn = 0                                   # upper tables whose validation failed midway, since somebody set it to 0
         self.log: list[tuple[UndoMap, Any, Any]] = []
         neutral = {"bool": False, "dom": NOBODY, "pfn": profile.all_ones}
         self.words = WordMap("word", self.log)

@@ -17,22 +17,15 @@ WORD = 0xFFFFFFFF                           # counts and owners are 32-bit argum
 class Machine417(MemoryCalls):
     """The Xen that people run, with 64-bit PV guests."""
     other_wings: ClassVar[frozenset[int]] = X.OTHER_CALLS
-    in_user_mode = False
-    in_multicall = False
 
     # --- modes: the guest's kernel and its applications run in ring 3, on tables of their own ---
-
-    def reset(self) -> None:
-        """Back to the start of the machine."""
-        super().reset()
-        self.in_user_mode = False
 
     def enter_mode(self, d: DomId, user: bool) -> None:
         """A change of mode loads CR3."""
         if user and not self.s.has_user[d]:
             raise ModelError(f"domain {d} has no root table for user mode")
-        if user != self.in_user_mode:
-            self.in_user_mode = user
+        if user != self.mode:
+            self.mode = user
             load_cr3(self.s, d)
 
     # --- hypercalls ---
@@ -70,7 +63,10 @@ class Machine417(MemoryCalls):
             for n in range(count):
                 at = (calls + 64 * n) % ADDRESSES
                 op, _, *args = unpack("<8Q", self.read(d, at, 64))
+                self.continued = None
                 result = self.hypercall(d, op, tuple(args))
+                if self.continued is not None:      # the list then holds the arguments of the last continuation
+                    self.written(d, (at + 16) % ADDRESSES, pack(f"<{len(self.continued)}Q", *self.continued))
                 self.write(d, (at + 8) % ADDRESSES, pack("<q", result))
         finally:
             self.in_multicall = False

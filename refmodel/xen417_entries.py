@@ -5,7 +5,7 @@ The transitions of `spec` would refuse the same entries; here each refusal gets 
 from typing import cast
 
 from refmodel.guest import demand
-from refmodel.references import Error, put_entry, settle, validate
+from refmodel.references import Error, give_up, put_entry, settle, validate
 from refmodel.state import ConcreteState
 from spec.abi import DOMID_XEN, EBUSY, EINVAL, EPERM, L1, NOBODY, RW, WRITABLE, A, D, P
 from spec.frames import is_table, may_use, mfn_of, take_ref, take_type
@@ -19,6 +19,12 @@ TWritable, TL1 = FrameType(WRITABLE), FrameType(L1)
 def frames_of(s: State) -> int:
     """The number of machine frames: numbers from it on are no memory."""
     return cast(ConcreteState, s).frames
+
+
+def is_memory(s: State, f: Mfn) -> bool:
+    """A frame of memory, not a device's."""
+    state = cast(ConcreteState, s)
+    return f < state.frames and f not in state.devices
 
 
 def is_owned(s: State, d: DomId, f: Mfn) -> bool:
@@ -62,7 +68,7 @@ def get_leaf(s: State, d: DomId, g: Mfn, e: int, owner: DomId) -> None:
     f, holder = mfn_of(s, e), s.owner[g]
     demand(legal_bits(s, TL1, e), "PTE-2.1", EINVAL)                # no forbidden bit
     demand(f != s.profile.mfn_mask, "PTE-2.2", EINVAL)              # the frame number is not all ones
-    demand(f < frames_of(s), "PTE-2.3", EPERM)                      # it is memory: nobody has rights to devices (X-4)
+    demand(is_memory(s, f), "PTE-2.3", EPERM)                       # it is memory: nobody has rights to devices (X-4)
     demand(s.owner[f] not in (NOBODY, DOMID_XEN), "PTE-2.4", EBUSY)     # of some domain
     if s.owner[f] != owner:
         demand(owner != holder, "PTE-2.5", EBUSY)                   # the table's owner asks for its own frames only
@@ -108,7 +114,7 @@ def get_table(s: State, g: Mfn, e: int) -> None:
     except Error as error:
         if error.errno != EINVAL:
             raise
-        state.rollback(mark)
+        give_up(s, mark)
         try:
             require_linear(s, g, e)
         except Error:

@@ -3,13 +3,14 @@ from dataclasses import dataclass
 from struct import pack, unpack
 
 from refmodel.guest import demand
-from refmodel.references import Error, reap
+from refmodel.references import Error, TWritable, reap, settle
 from refmodel.xen417_entries import is_owned
 from refmodel.xen417_pointers import ADDRESSES
 from refmodel.xen417_reservation import RESERVATION, Reservation, ReservationCalls
 from spec.abi import EACCES, EFAULT, EINVAL, ENOSYS, EPERM, ESRCH, Xen417
-from spec.kernel import DomId, Mfn, check
+from spec.kernel import DomId, Index, Mfn, check
 from spec.reservation import drop_alloc
+from spec.tables import write_data
 
 X = Xen417
 
@@ -60,11 +61,10 @@ class MemoryCalls(ReservationCalls):
         owner = self.any_domain(d, int.from_bytes(self.read(d, arg, 2), "little"), ESRCH)
         self.require_target(d, owner)
         if op == X.CURRENT_RESERVATION:
-            return self.s.pages[owner] - 1
+            return self.s.pages[owner] - self.uncounted[owner]
         if op == X.MAXIMUM_RESERVATION:
-            return self.s.limit[owner] - 1
-        setup = next(domain for domain in self.setup.domains if domain.domid == owner)
-        highest = self.concrete.row(setup.first + setup.pages).get(X.MAX_PFN_OFFSET // 8, 0)
+            return self.s.limit[owner] - self.uncounted[owner]
+        highest = self.concrete.row(self.shared[owner]).get(X.MAX_PFN_OFFSET // 8, 0)
         value = max(highest, 1) - 1
         return value - ADDRESSES if value >> 63 else value
 
@@ -147,6 +147,10 @@ class MemoryCalls(ReservationCalls):
         demand(is_owned(s, owner, f), "MEM-19.1", EINVAL)           # the frame is the domain's
         demand(s.xen_held[f] == 0, "MEM-19.2", EINVAL)              # not special
         demand(s.alloc[f] and s.ref_count[f] == 1, "MEM-19.3", EINVAL)  # nothing but its owner refers to it
+        settle(s, owner, f, TWritable)
+        for i, w in sorted(self.concrete.row(f).items()):
+            if w:                           # what is given in exchange is erased before anybody else gets it
+                write_data(s, owner, f, Index(i), 0)
         drop_alloc(s, owner, f)
         reap(s, f)
         self.released.add(f)

@@ -10,14 +10,21 @@ from spec.abi import DOMID_IO, DOMID_SELF, DOMID_XEN, EFAULT, EINVAL, ENOSYS, EP
 from spec.frames import is_table, mfn_of
 from spec.kernel import DomId, Index, Mfn, check
 from spec.registers import set_m2p
-from spec.tables import write_data
+from spec.tables import same_authority, write_data
 from spec.x86.tlb import flush
 
 X = Xen417
 
 
 class MmuCalls(Pointers):
-    """A machine with the calls that change page tables."""
+    """A machine with the calls that change page tables.
+
+    Xen gives up what a request took out of an upper table in a continuation of the call (X-1): `leftover` says that there is
+    something, `continued` which arguments the last continuation had.
+    """
+    in_multicall = False
+    leftover = False
+    continued: tuple[int, ...] | None = None
 
     # --- whose frames ---
 
@@ -58,14 +65,19 @@ class MmuCalls(Pointers):
         if count & X.CONTINUED:
             raise ModelError("bit 31 of a count is Xen's own mark of a continued call")
         done = result = 0
+        self.leftover, self.continued = False, None
         try:
             while done < count:
+                if self.leftover:           # what the last request took out of an upper table is given up first
+                    self.leftover, self.continued = False, (ptr + size * done, count - done | X.CONTINUED, pdone)
                 request = self.read(d, (ptr + size * done) % ADDRESSES, size)
                 self.attempt(perform, request)
                 done += 1
         except Error as error:
             self.note(error)
             result = -error.errno
+        if self.leftover and self.in_multicall and (result == 0 or self.choices.choose("continued-call", 2) == 0):
+            self.continued = 0, X.CONTINUED, 0, result & 0xFFFFFFFF
         if pdone:
             self.written(d, pdone, done.to_bytes(4, "little"))
         return result
@@ -99,7 +111,10 @@ class MmuCalls(Pointers):
             replace_leaf(s, d, f, i, new, owner)
             return
         demand(owner == tables, "MMU-13.1", EINVAL)                 # upper entries name the tables' owner's frames only
+        old = s.word[f, i]
+        self.leftover = True                # a validation that fails midway is undone by a continuation, too
         replace_table(s, f, i, new)
+        self.leftover = old & P != 0 and mfn_of(s, old) != f and not same_authority(s, t, old, new)
         if tables == d:                     # another domain's translations ended when it stopped running
             self.flush_due = True
 

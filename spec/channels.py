@@ -50,7 +50,7 @@ def by_sharing(s: State, d: DomId, name: str, key: Key) -> bool:
     """Who may use a frame sees what its owner does with it, and what others store who may use it, too."""
     if SCHEMA[name][0][0] != "frame":
         return False
-    return s.owner[Mfn(key[0])] == d or (name == "word" and within(s, d, Mfn(key[0])))
+    return s.owner[Mfn(key[0])] == d or (name in ("word", "opened") and within(s, d, Mfn(key[0])))
 
 
 @predicate

@@ -2,10 +2,10 @@
 from collections.abc import Callable
 from typing import Final
 
-from spec.abi import DOMID_XEN, L1, NOBODY, RW, US, WRITABLE, A, P
+from spec.abi import DOMID_XEN, L1, NOBODY, RW, SEG_DESC, US, WRITABLE, P
 from spec.frames import LINEAR, PLAIN, TYPED, is_table, may_name, may_use, may_walk, mfn_of, refers_by
 from spec.kernel import CPU, DomId, Index, Mfn, State, Tag, counting, invariant, predicate
-from spec.tables import is_writable_self_map, is_xen_slot, legal_bits, xen_entry
+from spec.tables import is_writable_self_map, is_xen_slot, is_xens, legal_bits
 from spec.x86.paging import THROUGH_XEN
 from spec.x86.tlb import is_live, is_walking
 
@@ -52,12 +52,12 @@ def frame_is_consistent(s: State, f: Mfn) -> bool:
     """A frame's type, counts and marks agree: only a fully checked table is validated, only a validated one is pinned, and an
     unvalidated one is in its validation or draining."""
     t = s.type[f]
-    if s.profile.root < t < WRITABLE or t > WRITABLE:
+    if s.profile.root < t < SEG_DESC or t > WRITABLE:
         return False
     if s.type_count[f] < 0 or s.held[f] < 0 or s.held_type[f] < 0 or s.xen_held[f] < 0:
         return False
     if not is_table(s, t):
-        return s.upto[f] == 0 and not s.validated[f] and not s.pinned[f] and (t == WRITABLE or s.type_count[f] == 0)
+        return s.upto[f] == 0 and not s.validated[f] and not s.pinned[f] and (t >= SEG_DESC or s.type_count[f] == 0)
     if s.pinned[f] and not s.validated[f]:
         return False
     if s.validated[f]:
@@ -85,7 +85,7 @@ def checked_entry_is_legal(s: State, g: Mfn, i: Index) -> bool:
         return True
     e = s.word[g, i]
     if is_xen_slot(s, t, i):
-        return e | A == xen_entry(s, g, i) | A      # the processor may have marked it
+        return is_xens(s, g, i)
     if e & P == 0:
         return True
     if not legal_bits(s, t, e) or is_writable_self_map(s, g, t, e):
@@ -108,7 +108,7 @@ def left_entry_is_harmless(s: State, g: Mfn, i: Index) -> bool:
         return True
     t, e = s.type[g], s.word[g, i]
     if is_xen_slot(s, t, i):
-        return e | A == xen_entry(s, g, i) | A      # the processor may have marked it
+        return is_xens(s, g, i)
     if e & P == 0:
         return True
     if not legal_bits(s, t, e) or is_writable_self_map(s, g, t, e):
@@ -136,10 +136,12 @@ def xen_slot_is_closed(s: State, i: Index) -> bool:
 
 @invariant("BASE-10", keys=("dom",), source="SOSP'03 §3.3.3; xen-2003.md §4.4")
 def base_is_a_checked_root(s: State, d: DomId) -> bool:
-    """A base register holds a validated root table that the domain may use."""
+    """A base register holds a validated root table that the domain may use, and that has all of Xen's slots."""
     if s.has_base[d]:
         f = s.base[d]
         if not (may_walk(s, d, f) and s.type[f] == s.profile.root and s.validated[f]):
+            return False
+        if s.profile.late_slot >= 0 and not s.opened[f]:
             return False
     if s.has_user[d]:
         f = s.user_base[d]

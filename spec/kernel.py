@@ -44,9 +44,11 @@ SCHEMA: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "pinned":      (("frame",), "bool"),
     "upto":        (("frame",), "index"),   # entries [0, upto) were checked and hold their references
     "linear":      (("frame",), "count"),   # > 0: linear entries to others; < 0: linear uses by others
+    "opened":      (("frame",), "bool"),    # the root table was loaded as a base since it was checked: its late slot is filled
     "held":        (("frame",), "count"),   # tokens: plain references in flight
     "held_type":   (("frame",), "count"),   # tokens: typed references in flight
-    "xen_held":    (("frame",), "count"),   # typed references that Xen itself keeps (shared_info)
+    "xen_held":    (("frame",), "count"),   # typed references that Xen itself keeps (shared_info,
+                                            # descriptor tables)
     "stamp":       (("frame",), "count"),   # the clock when the typed references, or the owner, were lost
     "gone":        (("frame",), "count"),   # ghost: that clock plus 1, when the validated mark was lost
     "last_owner":  (("frame",), "dom"),
@@ -87,6 +89,7 @@ class State(Protocol):
     pinned: MutableMapping[Mfn, bool]
     upto: MutableMapping[Mfn, Index]
     linear: MutableMapping[Mfn, int]
+    opened: MutableMapping[Mfn, bool]
     held: MutableMapping[Mfn, int]
     held_type: MutableMapping[Mfn, int]
     xen_held: MutableMapping[Mfn, int]

@@ -54,6 +54,7 @@ class Profile:
     xen_first: int                          # Xen's slots in a root table
     xen_last: int
     self_slot: int                          # the one of them that maps the table itself
+    late_slot: int                          # the one that is empty until the table is first loaded as a base; -1: none
     guest_end: int                          # guest segments end here; 0: there are none
     ring1_kernel: bool                      # the guest kernel is a supervisor for the walk
     linear_tables: bool                     # a table may use another of its level, not only itself
@@ -70,7 +71,7 @@ class Profile:
 XEN_2003: Final = Profile(
     "xen-2003", X86_32, root=2, entries=1024, word_bits=32, word_bytes=4, mfn_mask=0xFFFFF,
     forbidden_l1=PSE | G, forbidden_upper=PSE | G, authority_l1=0xFFFFF003, authority_upper=0xFFFFF001,
-    xen_first=Xen2003.XEN_SLOT, xen_last=1023, self_slot=Xen2003.LINEAR_SLOT, guest_end=Xen2003.GUEST_END,
+    xen_first=Xen2003.XEN_SLOT, xen_last=1023, self_slot=Xen2003.LINEAR_SLOT, late_slot=-1, guest_end=Xen2003.GUEST_END,
     ring1_kernel=True, linear_tables=False, user_root=False, adjusts=False, forgets_freed=False)
 
 _SOFT = NX | AVAIL_HIGH | AVAIL | G | D | A | US        # 4.17: the whitelist of the fast path
@@ -78,7 +79,7 @@ XEN_4_17: Final = Profile(
     "xen-4.17", X86_64, root=4, entries=512, word_bits=64, word_bytes=8, mfn_mask=(1 << 40) - 1,
     forbidden_l1=PSE | PWT | PCD, forbidden_upper=PSE | G | PWT | PCD,
     authority_l1=((1 << 64) - 1) ^ _SOFT, authority_upper=((1 << 64) - 1) ^ _SOFT,
-    xen_first=Xen417.XEN_FIRST, xen_last=Xen417.XEN_LAST, self_slot=258, guest_end=0,
+    xen_first=Xen417.XEN_FIRST, xen_last=Xen417.XEN_LAST, self_slot=258, late_slot=Xen417.M2P_SLOT, guest_end=0,
     ring1_kernel=False, linear_tables=True, user_root=True, adjusts=True, forgets_freed=True)
 
 PROFILES: Final = {p.name: p for p in (XEN_2003, XEN_4_17)}

@@ -1,8 +1,8 @@
 """What holds a table in use from outside the tables: pins and base registers; and the machine-to-physical words."""
 from spec.abi import DOMID_XEN, NOBODY
 from spec.frames import is_table, may_walk
-from spec.kernel import DomId, Mfn, State, predicate, require, transition
-from spec.tables import not_
+from spec.kernel import DomId, Index, Mfn, State, predicate, require, transition
+from spec.tables import not_, xen_entry
 
 
 @transition("PIN-1", source="xen-2003.md §4.4 PIN; xen-4.17.md §5", keys=("dom", "frame"))
@@ -44,6 +44,9 @@ def load_base(s: State, d: DomId, f: Mfn) -> None:
         s.held_type[s.base[d]] += 1
     s.has_base[d] = True
     s.base[d] = f
+    if s.profile.late_slot >= 0:            # Xen's last slot is filled in (X-20)
+        s.word[f, Index(s.profile.late_slot)] = xen_entry(s, f, Index(s.profile.late_slot))
+        s.opened[f] = True
 
 
 @transition("BASE-2", source="xen-4.17.md §5 NEW_USER_BASEPTR", keys=("dom", "frame"))

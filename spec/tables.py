@@ -25,6 +25,15 @@ def xen_entry(s: State, g: Mfn, i: Index) -> int:
 
 
 @predicate
+def is_xens(s: State, g: Mfn, i: Index) -> bool:
+    """Slot i of root table g holds what Xen keeps there, but for the accessed bit, which the processor may set; its late slot
+    is empty until the table was a base (X-20)."""
+    if i == s.profile.late_slot and not s.opened[g]:
+        return s.word[g, i] == 0
+    return s.word[g, i] | A == xen_entry(s, g, i) | A
+
+
+@predicate
 def legal_bits(s: State, t: FrameType, e: int) -> bool:
     """A present entry sets none of the bits that Xen forbids at its level."""
     if t == L1:
@@ -146,7 +155,11 @@ def validate_entry(s: State, d: DomId, f: Mfn) -> None:
     i, t = s.upto[f], s.type[f]
     require(i < s.profile.entries, "VALID-3.1")     # there is a next entry
     if is_xen_slot(s, t, i):
-        s.word[f, i] = xen_entry(s, f, i)
+        if i == s.profile.late_slot:
+            s.word[f, i] = 0
+            s.opened[f] = False
+        else:
+            s.word[f, i] = xen_entry(s, f, i)
     else:
         e = s.word[f, i]
         need = refers_by(s, f, t, e)

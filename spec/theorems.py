@@ -67,8 +67,13 @@ def every_entry_walked_was_checked(s: State, d: DomId, va: int, user: bool) -> b
 
 @theorem("PTV-2", keys=("dom", "bool", "index"), source="xen-2003.md §1; xen-4.17.md §2")
 def every_root_has_xens_slots(s: State, d: DomId, user: bool, i: Index) -> bool:
-    """Every table that CR3 can hold has all of Xen's slots as Xen made them, but for the accessed bit: Xen is always there."""
+    """Every table that CR3 can hold has all of Xen's slots as Xen made them, but for the accessed bit: Xen is always there.
+
+    Only the window onto the machine-to-physical words may be missing from a root of user mode (X-20).
+    """
     if not has_root(s, d, user) or i < s.profile.xen_first or i > s.profile.xen_last:
         return True
     root = root_of(s, d, user)
+    if i == s.profile.late_slot and user and not s.opened[root]:
+        return True
     return s.word[root, i] | A == xen_entry(s, root, i) | A

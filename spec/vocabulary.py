@@ -121,14 +121,16 @@ class Observation:
     """The whole visible state of a machine, frames [0, extent); every frame from `extent` on is free and was never touched.
 
     `frames`: 8 bytes a frame (`pack_frame`), little-endian.  `memory`: the contents of frames [xen_frames, extent), 4096 bytes
-    each (the contents of a free frame mean nothing).  `m2p`: 4 (x86-32) or 8 (x86-64) bytes a frame.
-    `base[d]`: frame of domain d's root table.  All buffers support the buffer protocol and live until the next reset or run.
+    each (the contents of a free frame mean nothing), or of the frames that `rows` names only, in that order.  `m2p`: 4 (x86-32)
+    or 8 (x86-64) bytes a frame.  `base[d]`: frame of domain d's root table.  All buffers support the buffer protocol and live
+    until the next reset or run.
     """
     extent: int
     frames: bytes | memoryview
     memory: bytes | memoryview
     m2p: bytes | memoryview
     base: dict[int, int] = field(default_factory=dict)
+    rows: tuple[int, ...] | None = None
 
 
 # --- a real machine, read from its memory ------------------------------------------------------------------------------------
@@ -158,10 +160,12 @@ class FrameView:
 class Image:
     """A real machine at rest, as far as memory management is concerned.
 
-    `table`: the frames in use, ascending (all others below `frames`, and no others, are free or no RAM).  `words`: 512 words of
-    each page table, and of other frames that were asked for.  `m2p`: the words of frames in use.  `base`, `user_base`: domain ->
-    frame of the root table (a domain without one is absent).  `xen_slots`: what Xen keeps in its slots of a root table, as
-    `Setup` has it.
+    `table`: the frames in use, ascending; all others below `frames` are free.  `words`: 512 words of each page table, and of
+    other frames that were asked for.  `m2p`: the words that are not all ones.  `base`, `user_base`: domain -> frame of vCPU 0's
+    root table (a domain without one is absent); `other_roots`: those of further vCPUs.  `xen_slots`: what Xen keeps in its slots
+    of domain 0's root tables, as `Setup` has it; `domain_slot`: domain -> the word of the one slot that is each domain's own.
+    `descriptors`: frame of a guest's descriptor table -> how often Xen has it mapped for a vCPU.  `pages`, `xen_pages`,
+    `max_pages`: what Xen's records of a domain say: frames of its memory, of Xen's that it shares, and the limit of the former.
     """
     profile: str
     frames: int
@@ -170,4 +174,10 @@ class Image:
     m2p: dict[int, int]
     base: dict[int, int] = field(default_factory=dict)
     user_base: dict[int, int] = field(default_factory=dict)
+    other_roots: tuple[int, ...] = ()
     xen_slots: tuple[int, ...] = ()
+    domain_slot: dict[int, int] = field(default_factory=dict)
+    descriptors: dict[int, int] = field(default_factory=dict)
+    pages: dict[int, int] = field(default_factory=dict)
+    xen_pages: dict[int, int] = field(default_factory=dict)
+    max_pages: dict[int, int] = field(default_factory=dict)

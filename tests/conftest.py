@@ -19,3 +19,11 @@ if importlib.util.find_spec("hypothesis_crosshair_provider") is not None:
 elif WANTED == "crosshair":
     raise pytest.UsageError("HYPOTHESIS_PROFILE=crosshair needs hypothesis-crosshair: pip install 'xenspec[proofs]'")
 settings.load_profile(WANTED)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in one loud line what a machine without the real Xen has not tested."""
+    reasons = [str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", [])
+               if isinstance(report.longrepr, tuple) and "NOT TESTED" in report.longrepr[2]]
+    if reasons:
+        terminalreporter.write_line(f"{len(reasons)} tests {reasons[0].removeprefix('Skipped: ')}", red=True, bold=True)

@@ -67,10 +67,10 @@ def test_a_campaign_stops_when_enough_is_found() -> None:
 
 
 def test_by_the_clock() -> None:
-    found = run(replace(SMALL, actions=None, seconds=1.0))
+    found = run(replace(SMALL, actions=None, seconds=3.0))     # the processes take their time to start
     assert found.clean
     assert found.actions == found.programs * 40 > 0
-    assert found.seconds < 10
+    assert found.seconds < 30
 
 
 def test_a_campaign_needs_an_end() -> None:

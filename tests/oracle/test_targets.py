@@ -66,7 +66,7 @@ def test_the_model_says_what_it_can_not_do() -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(HarnessError, match=r'unknown target "bochs" \(known: emulator, model, cmd:COMMAND\)'):
+    with pytest.raises(HarnessError, match=r'unknown target "bochs" \(known: emulator, xen, model, cmd:COMMAND\)'):
         open_target("bochs")
     with pytest.raises(ProgramError, match="unknown profile"):
         default_setup("xen-9", ModelTarget())

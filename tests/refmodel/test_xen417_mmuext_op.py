@@ -38,8 +38,11 @@ def test_order_of_checks(xen):
     assert xen.ext(1, X.TLB_FLUSH_LOCAL, foreign=1) == -ESRCH
     assert xen.ext(1, X.TLB_FLUSH_LOCAL, foreign=77) == -ESRCH
     for special in (DOMID_IO, DOMID_XEN):
-        assert xen.ext(1, X.TLB_FLUSH_LOCAL, foreign=special) == -EINVAL
-        assert xen.refused == ["EXT-1.2"]
+        assert xen.ext(1, X.TLB_FLUSH_LOCAL, foreign=special) == -EPERM
+        assert xen.refused == ["WHO-2.1"]
+        assert xen.ext(0, X.PIN_L1, 3, foreign=special) == -EINVAL     # domain 0 may act for them, but finds no frame of theirs
+        assert xen.refused == ["EXT-4.1"]
+        assert xen.ext(0, X.MARK_SUPER, foreign=special) == -EOPNOTSUPP
     assert xen.ext(1, X.TLB_FLUSH_LOCAL, foreign=2) == -EPERM
     assert xen.refused == ["WHO-2.1"]
     assert xen.call(1, X.MMUEXT_OP, 0x1000, 1, 0, DOMID_SELF) == -EFAULT
@@ -128,7 +131,8 @@ def test_pin_of_a_whole_tree(xen):
         assert xen.uvm(1, xen.va(4 + level), 0) == 0
     assert xen.ext(1, X.PIN_L4, pages[4]) == 0
     assert [xen.count(pages[level]) for level in range(1, 5)] == [(level, 1, 1) for level in range(1, 5)]
-    assert xen.word(pages[4], 256) == xen.word(xen.frame(1, -1), 256) != 0          # Xen fills its slots
+    assert xen.word(pages[4], 258) == pages[4] << 12 | xen.word(xen.frame(1, -1), 258) & 0xFFF      # Xen fills its slots,
+    assert xen.word(pages[4], 256) == 0 != xen.word(xen.frame(1, -1), 256)          # the window's when the table is a base
     assert xen.ext(1, X.UNPIN, pages[4]) == 0
     assert [xen.count(pages[level])[1:] for level in range(1, 5)] == [(0, 0)] * 4
 
@@ -315,7 +319,9 @@ def test_user_mode_walks_its_own_root(xen):
     assert xen.ext(1, X.TLB_FLUSH_LOCAL) == 0                       # a page of an application is global
     assert xen.load(1, 0).vector == 14
     assert xen.execute(1, 4096, user=True).vector < 0
-    assert xen.load(1, X.WINDOW + 8 * page, user=True).value == 9   # slot 256 is in both
+    assert xen.load(1, X.WINDOW + 8 * page, user=True).error == 4   # the root never was the kernel's
+    assert xen.ext(1, X.NEW_USER_BASEPTR, xen.frame(1, -1)) == 0
+    assert xen.load(1, X.WINDOW + 8 * page, user=True).value == 9   # and this one is
 
 
 def test_change_of_mode_drops_all_but_global_translations(xen):

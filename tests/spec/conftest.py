@@ -80,6 +80,8 @@ class World:
         f = self.new(owner, type=level, **marks)
         if level == self.p.root:
             entries |= {i: xen_entry(as_state(self.s), f, i) for i in range(self.p.xen_first, self.p.xen_last + 1)}
+            if self.p.late_slot >= 0:
+                self.s.opened[f] = True
         for i, e in entries.items():
             self.s.word[f, i] = e
         self.s.validated[f] = upto is None

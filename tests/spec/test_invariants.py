@@ -1,7 +1,7 @@
 """Each invariant and count holds on the sound world, and the audit reports each of its clauses when it is broken, and where."""
 import pytest
 
-from spec.abi import DOMID_XEN, L1, NOBODY, NONE, PSE, RW, US, WRITABLE, G, P
+from spec.abi import DOMID_XEN, L1, NOBODY, NONE, PSE, RW, SEG_DESC, US, WRITABLE, G, P
 from spec.invariants import SUMS
 from spec.kernel import CPU, RULES
 from spec.profile import PROFILES
@@ -107,7 +107,7 @@ def spoil(key, change):
 
 # (rule, the clause that is broken, the corruption, the profile if only one has the clause)
 BROKEN = [
-    ("FRAME-1", "no such type", put(("type", "idle", 5))),
+    ("FRAME-1", "a descriptor table that is pinned", put(("type", "idle", SEG_DESC), ("pinned", "idle", True))),
     ("FRAME-1", "a type above all", put(("type", "idle", 8))),
     ("FRAME-1", "a level that the profile has not", put(("type", "idle", 3)), "xen-2003"),
     ("FRAME-1", "fewer than no typed references", put(("type_count", "idle", -1))),
@@ -132,6 +132,7 @@ BROKEN = [
     ("FRAME-2", "a frame in use was never handed out", put(("term", "idle", 0))),
 
     ("SLOT-1", "Xen's slot was changed", at(xen_index, ("word", None, 0))),
+    ("SLOT-1", "Xen's slot is filled before its time", at(xen_index, ("opened", lambda w: w.root, False)), "xen-4.17"),
     ("SLOT-1", "a forbidden bit", at(slot, ("word", None, lambda w: w.entry(w.data) | PSE))),
     ("SLOT-1", "a forbidden bit in an upper entry", at(upper, ("word", None, lambda w: w.entry(w.l1) | G))),
     ("SLOT-1", "a writable self-map", at(lambda w: (w.root, 5), ("word", None, lambda w: w.entry(w.root)))),
@@ -163,6 +164,7 @@ BROKEN = [
     ("BASE-10", "another's base", put(("base", ME, lambda w: w.s.base[OTHER]))),
     ("BASE-10", "the base is no root", put(("base", ME, lambda w: w.l1))),
     ("BASE-10", "the base was not checked", at(lambda w: ME, ("validated", lambda w: w.root, False))),
+    ("BASE-10", "the base lacks one of Xen's slots", at(lambda w: ME, ("opened", lambda w: w.root, False)), "xen-4.17"),
     ("BASE-10", "a user base where there is none", put(("has_user", ME, True), ("user_base", ME, lambda w: w.root)), "xen-2003"),
     ("BASE-10", "another's user base", put(("user_base", ME, lambda w: w.s.base[OTHER])), "xen-4.17"),
     ("BASE-10", "the user base is no root", put(("user_base", ME, lambda w: w.l1)), "xen-4.17"),

@@ -90,6 +90,16 @@ def test_a_new_base_takes_its_reference_and_the_old_one_comes_into_hand(world):
     assert w.unsound() == {("TOKEN-1", (w.root,))}
 
 
+def test_the_last_of_xens_slots_is_filled_when_a_table_becomes_a_base(worlds):
+    w = worlds("xen-4.17")
+    s, at = w.s, (w.spare, w.p.late_slot)
+    other_root(w)
+    s.word[at], s.opened[w.spare] = 0, False
+    assert w.unsound() == {("TOKEN-1", (w.spare,))}
+    load_base(s, ME, w.spare)
+    assert (s.word[at], s.opened[w.spare]) == (s.xen_word[w.p.late_slot], True)
+
+
 def test_the_first_base_brings_nothing_back(world):
     w, s = world, world.s
     s.has_base[ME] = False

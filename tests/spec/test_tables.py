@@ -191,11 +191,21 @@ def test_a_validation_takes_each_reference_over_and_ends_with_a_checked_table(wo
 
 def test_xen_fills_its_own_slots(world):
     w, s = world, world.s
-    args = in_validation(w, w.p.root, w.p.xen_first, entries={w.p.xen_first: w.entry(w.theirs)})
-    s.word[args["f"], w.p.xen_first] = w.entry(w.theirs)
+    i = w.p.xen_last
+    args = in_validation(w, w.p.root, i, entries={i: w.entry(w.theirs)})
+    s.word[args["f"], i] = w.entry(w.theirs)
     validate_entry(s, **args)
-    assert s.word[args["f"], w.p.xen_first] == s.xen_word[w.p.xen_first]
+    assert s.word[args["f"], i] == s.xen_word[i]
     assert xen_entry(s, args["f"], w.p.self_slot) >> 12 == args["f"], "one of them maps the table itself"
+
+
+def test_one_of_xens_slots_stays_empty_until_the_table_is_a_base(worlds):
+    w = worlds("xen-4.17")
+    s, i = w.s, w.p.late_slot
+    args = in_validation(w, w.p.root, i, entries={i: w.entry(w.theirs)})
+    s.word[args["f"], i], s.opened[args["f"]] = w.entry(w.theirs), True
+    validate_entry(s, **args)
+    assert (s.word[args["f"], i], s.opened[args["f"]]) == (0, False)
 
 
 def test_draining_brings_the_reference_back_into_hand(world):

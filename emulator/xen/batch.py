@@ -1,0 +1,136 @@
+"""Operations for the executor as words, and its results as numbers: the encoding that executor/main.c reads and writes.
+
+A batch is a row of operations, each some words of 8 bytes.  The first word holds the code (bits 0-7), "as an application"
+(bit 8) and, for a hypercall, the number of its groups of stores (from bit 16).
+"""
+import struct
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from spec.vocabulary import Action, Hypercall, Load, Outcome, Store
+
+LOAD, STORE, EXECUTE, HYPERCALL, REPEAT, FILL, COPY, WAIT, TURN = range(9)
+USER: Final = 0x100
+GROUPS: Final = 16
+
+RESULT: Final = struct.Struct("<QQiIII")
+RESULT_SIZE: Final = RESULT.size
+
+NO_FAULT: Final = -1
+NO_EXECUTOR: Final = -2                     # the user root does not lead to the executor, so no application could be entered
+NO_OPERATION: Final = -3                    # not an operation: the rest of the batch is lost
+
+
+class Result(NamedTuple):
+    """What the executor says of one operation; `stored` words were stored before it ended."""
+    value: int
+    address: int
+    vector: int
+    error: int
+    stored: int
+
+
+class Batch:
+    """A growing row of operations; `len` is their number.  Every operation's method returns its index."""
+
+    def __init__(self) -> None:
+        self._words = array("Q")
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __bytes__(self) -> bytes:
+        return self._words.tobytes()
+
+    @property
+    def words(self) -> memoryview:
+        """The encoded operations."""
+        return memoryview(self._words).cast("B")
+
+    def clear(self) -> None:
+        """Start anew."""
+        self._words = array("Q")
+        self._count = 0
+
+    def _add(self, *words: int) -> int:
+        self._words.extend(words)
+        self._count += 1
+        return self._count - 1
+
+    def load(self, va: int, user: bool = False) -> int:
+        """Read the word at `va`."""
+        return self._add(LOAD | USER * user, va)
+
+    def store(self, va: int, value: int, user: bool = False) -> int:
+        """Write the word at `va`."""
+        return self._add(STORE | USER * user, va, value)
+
+    def execute(self, va: int, user: bool = False) -> int:
+        """Call the far return at `va`."""
+        return self._add(EXECUTE | USER * user, va)
+
+    def hypercall(self, nr: int, args: Sequence[int] = (), data: Sequence[tuple[int, Sequence[int]]] = ()) -> int:
+        """Store the words of `data`, then make hypercall `nr`."""
+        self._words.extend((HYPERCALL | len(data) << GROUPS, nr, *args, *(0,) * (6 - len(args))))
+        for address, words in data:
+            self._words.append(address)
+            self._words.append(len(words))
+            self._words.extend(words)
+        self._count += 1
+        return self._count - 1
+
+    def repeat(self, times: int, operations: int) -> int:
+        """Do the next `operations` operations `times` times (no repeats among them); their last results stay."""
+        return self._add(REPEAT, times, operations)
+
+    def fill(self, va: int, words: int, first: int, step: int = 0) -> int:
+        """Write `words` words that grow by `step`; the memory must be there."""
+        return self._add(FILL, va, words, first, step)
+
+    def copy(self, to: int, source: int, words: int) -> int:
+        """Copy words upwards; both places must be there."""
+        return self._add(COPY, to, source, words)
+
+    def wait(self, port: int) -> int:
+        """Sleep until the domain at the other end of an event channel takes its turn."""
+        return self._add(WAIT, port)
+
+    def turn(self, port: int) -> int:
+        """Let the domain at the other end of an event channel go on, and wait until it takes its turn."""
+        return self._add(TURN, port)
+
+    def action(self, action: Action) -> int:
+        """An action of a program."""
+        if isinstance(action, Hypercall):
+            return self.hypercall(action.nr, action.args, action.data)
+        if isinstance(action, Store):
+            return self.store(action.va, action.value, action.user)
+        if isinstance(action, Load):
+            return self.load(action.va, action.user)
+        return self.execute(action.va, action.user)
+
+    def actions(self, actions: Iterable[Action]) -> None:
+        """Actions in a row."""
+        for each in actions:
+            self.action(each)
+
+
+def result(results: memoryview | bytes, index: int) -> Result:
+    """One result of a batch."""
+    return Result._make(RESULT.unpack_from(results, index * RESULT_SIZE)[:5])
+
+
+def outcomes(actions: Sequence[Action], results: memoryview | bytes) -> list[Outcome]:
+    """The outcomes of a batch of actions; `chose` is left empty."""
+    found = []
+    for action, (value, address, vector, error, _stored, _spare) in zip(actions, RESULT.iter_unpack(results), strict=True):
+        if vector >= 0:
+            found.append(Outcome(0, vector, error, address))
+        elif isinstance(action, Hypercall):
+            found.append(Outcome(value - (value >> 63 << 64)))
+        else:
+            found.append(Outcome(value))
+    return found
+
