@@ -40,7 +40,7 @@ WHOLE_EVERY: Final = 64                         # more than that only this often
 AUDIT_EVERY: Final = 500                        # programs
 LIVE_AUDIT_EVERY: Final = 20                    # the longer programs of a real machine
 LIVE_LENGTH: Final = 2000                       # their actions
-LIVE_BUDGET: Final = 150                        # runs to shrink one
+LIVE_BUDGET: Final = 60                         # runs to shrink one
 MOST_DIVERGENT: Final = 100                     # divergent programs, of whatever kinds, that end a campaign
 MOST_FAILURES: Final = 20                       # harness failures, or findings against the model, that end a campaign
 MOST_BARREN: Final = 3                          # workers in a row that die without having run a program
@@ -505,6 +505,8 @@ class Campaign:
             raise CampaignError(message if message.startswith("target ") else f"target {self.spec.target}: {message}")
         if isinstance(message, tuple):
             worker.ready = True
+            if not self.setups:
+                self.begun = time.monotonic()   # a machine that is slow to start has its time none the less
             self.setups, self.result.setup = message, message[0]
             return
         self.barren = 0

@@ -15,6 +15,7 @@ from refmodel import Machine
 from spec.vocabulary import Action, Observation, Outcome, Setup
 
 T = TypeVar("T")
+LIMIT: Final = 48                               # runs of the model over a whole program in search of an explanation
 PIECE: Final = 250                              # actions between two comparisons of everything
 
 
@@ -37,7 +38,8 @@ class Player:
         if not self.actions:
             return False
         self.judging()
-        return judge(self.machine, [*self.actions, *actions], [*self.earlier, *self.outcomes], seen, start=self.boot).agrees
+        whole, outcomes = [*self.actions, *actions], [*self.earlier, *self.outcomes]
+        return judge(self.machine, whole, outcomes, seen, start=self.boot, limit=LIMIT).agrees
 
     def on_target(self, work: Callable[[], T]) -> T:
         """Have the target do something; whatever it raises is a HarnessError."""

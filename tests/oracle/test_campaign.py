@@ -67,7 +67,7 @@ def test_a_campaign_stops_when_enough_is_found() -> None:
 
 
 def test_by_the_clock() -> None:
-    found = run(replace(SMALL, actions=None, seconds=3.0))     # the processes take their time to start
+    found = run(replace(SMALL, actions=None, seconds=1.0))
     assert found.clean
     assert found.actions == found.programs * 40 > 0
     assert found.seconds < 30
