@@ -62,31 +62,21 @@ def chosen(plants: Sequence[Plant], only: str, sample: int | None) -> list[Plant
 
 # --- live --------------------------------------------------------------------------------------------------------------------
 
-class MutantDisplay(report.Display):
+class MutantDisplay(report.Running):
     """Shows what is running."""
 
     def __init__(self, console: Console, total: int) -> None:
-        super().__init__(console, "refuting", total, f"0 of {total}")
-        self.total = total
-        self.running: list[str] = []
+        super().__init__(console, "refuting", total)
         self.rows: list[MutantRow] = []
 
     def begun(self, plant: Plant) -> None:
         """A planted specification is being proved."""
-        self.running.append(plant.name)
-        self.show(0)
+        self.start(plant.name)
 
     def done(self, row: MutantRow) -> None:
         """This came of it."""
-        self.running.remove(row.name)
         self.rows.append(row)
-        self.show(1)
-        if self.is_time_to_say():
-            self.console.print(f"{figures(self.rows)}; running: {', '.join(self.running)}", highlight=False)
-
-    def show(self, more: int) -> None:
-        """Bring the bar up to date, which has `more` rows than before."""
-        self.bar.update(self.task, advance=more, figures=f"{len(self.rows)} of {self.total}  {', '.join(self.running)}")
+        self.end(row.name, 1, figures(self.rows))
 
 
 # --- the verdict -------------------------------------------------------------------------------------------------------------

@@ -112,31 +112,21 @@ def subject_of(task: "Task") -> str:
     return f"{task[0].profile} {rule.name if rule else task[0].subject}"
 
 
-class ProofDisplay(report.Display):
+class ProofDisplay(report.Running):
     """Shows what is running."""
 
     def __init__(self, console: Console, total: int) -> None:
-        super().__init__(console, "proving", total, f"0 of {total}")
-        self.total = total
-        self.running: list[str] = []
+        super().__init__(console, "proving", total)
         self.rows: list[Row] = []
 
     def begun(self, task: "Task") -> None:
         """A task is running."""
-        self.running.append(subject_of(task))
-        self.show(0)
+        self.start(subject_of(task))
 
     def done(self, task: "Task", rows: list[Row]) -> None:
         """A task is done."""
-        self.running.remove(subject_of(task))
         self.rows += rows
-        self.show(len(rows))
-        if self.is_time_to_say():
-            self.console.print(f"{figures(self.rows)}; running: {', '.join(self.running)}", highlight=False)
-
-    def show(self, more: int) -> None:
-        """Bring the bar up to date, which has `more` rows than before."""
-        self.bar.update(self.task, advance=more, figures=f"{len(self.rows)} of {self.total}  {', '.join(self.running)}")
+        self.end(subject_of(task), len(rows), figures(self.rows))
 
 
 def figures(rows: Iterable[Row]) -> str:

@@ -97,6 +97,32 @@ class Display:
         return True
 
 
+class Running(Display):
+    """Shows which of a number of things are running, and how many are done."""
+
+    def __init__(self, console: Console, what: str, total: int) -> None:
+        super().__init__(console, what, total, f"0 of {total}")
+        self.total, self.ended = total, 0
+        self.running: list[str] = []
+
+    def start(self, name: str) -> None:
+        """Something is running."""
+        self.running.append(name)
+        self.advance(0)
+
+    def end(self, name: str, more: int, figures: str) -> None:
+        """It is done, and with it `more` of the total; `figures` are those of all that is done."""
+        self.running.remove(name)
+        self.advance(more)
+        if self.is_time_to_say():
+            self.console.print(f"{figures}; running: {', '.join(self.running)}", highlight=False)
+
+    def advance(self, more: int) -> None:
+        """Bring the bar up to date."""
+        self.ended += more
+        self.bar.update(self.task, advance=more, figures=f"{self.ended} of {self.total}  {', '.join(self.running)}")
+
+
 class CampaignDisplay(Display):
     """Shows how a campaign goes."""
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 from proofs.counterexample import Counterexample
 from proofs.explain import because
 from proofs.goals import CONTRIBUTIONS, COUNTING, POINTWISE
+from proofs.noninterference import OTHER
 from proofs.plain import Ran, run
 from proofs.symbolic.facts import Facts
 from proofs.symbolic.paths import Path, as_written
@@ -128,7 +129,7 @@ def refusal_leaves_a_trace(trial: Trial) -> Broken | None:
 
 def step_is_noticed(trial: Trial) -> Broken | None:
     """A store changes what another domain sees, and through no channel."""
-    s, rule, other = as_state(trial.before), RULES["FLOW-1"], trial.witness.model.value(node("dom_other"))
+    s, rule, other = as_state(trial.before), RULES["FLOW-1"], trial.witness.model.value(OTHER)
     for c in trial.ran.changes:
         asked = (s, trial.args[0], other, c.map, c.key)
         if c.before != c.after and trial.ran.outcome == "ok" and not rule.function(*asked):
@@ -138,7 +139,7 @@ def step_is_noticed(trial: Trial) -> Broken | None:
 
 def something_new_is_shown(trial: Trial) -> Broken | None:
     """The step shows another domain a frame that it did not see."""
-    states, other = (as_state(trial.before), as_state(trial.ran.state)), trial.witness.model.value(node("dom_other"))
+    states, other = (as_state(trial.before), as_state(trial.ran.state)), trial.witness.model.value(OTHER)
     rule, asked = RULES["FLOW-3"], (*states, trial.args[0], other, *trial.at)
     if trial.ran.outcome != "ok" or rule.function(*asked):
         return None

@@ -17,7 +17,7 @@ from proofs.goals import CONTRIBUTIONS, COUNTING, POINTWISE, Goals, contribution
 from proofs.ledger import LEAVES, PROVED, REFUTED, UNKNOWN, Row
 from proofs.obligations import NEVER, Obligation
 from proofs.plain import Fidelity
-from proofs.symbolic.facts import Facts, Keys, any_of, args_of, evaluate
+from proofs.symbolic.facts import Facts, Keys, any_of, args_of, evaluate, is_domain
 from proofs.symbolic.paths import Path, rebound
 from proofs.symbolic.search import Search, Tally
 from proofs.symbolic.sorts import Sorts, both
@@ -335,11 +335,6 @@ class Task:
                     self.ask_again([account], what, text)
                 else:
                     account.found(UNKNOWN, f"{what} of the induction does not follow")
-
-
-def is_domain(d: Value) -> list[Value]:
-    """The acting domain is one of the machine's."""
-    return [build("not", build("==", d, NOBODY)), build("not", build("==", d, DOMID_XEN))]
 
 
 def discharge(wanted: list[Obligation], options: Options, kind: type[Task] = Task) -> list[Row]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from proofs.noninterference import Flows, domain
+from proofs.noninterference import OTHER, Flows
 from proofs.symbolic.facts import (
     COUNTS,
     INVARIANTS,
@@ -17,6 +17,7 @@ from proofs.symbolic.facts import (
     args_of,
     evaluate,
     first_of,
+    is_domain,
     sums_at,
 )
 from proofs.symbolic.paths import Path
@@ -68,12 +69,12 @@ class Goals:
             elsewhere = [apart(key, slot) for slot in Keys(path.state.touched).of(kinds)]
             yield Case(elsewhere, partial(self.untouched, CONTRIBUTIONS[part], path, elsewhere, key), key)
         elif part == "FLOW-1":
-            yield Case([*domain("other"), self.flows.through_no_window(path)], partial(self.flows.unnoticed, path, args[0]))
+            yield Case([*is_domain(OTHER), self.flows.through_no_window(path)], partial(self.flows.unnoticed, path, args[0]))
         elif part == "FLOW-2":
             for assumed, same in self.flows.by_view(path, args):
                 yield Case(assumed, partial(made, same), on_path=False)
         elif part == "FLOW-3":
-            yield Case(domain("other"), partial(self.flows.nothing_new, path, args[0]), any_key(("frame",)))
+            yield Case(is_domain(OTHER), partial(self.flows.nothing_new, path, args[0]), any_key(("frame",)))
 
     def ill_stored(self, s: SymbolicState) -> Iterator[Value]:
         """The ways in which a stored value may not be of its kind."""

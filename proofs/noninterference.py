@@ -1,6 +1,6 @@
 """Noninterference, a path at a time: the goals of the rules of `spec.channels`; one compares two states that look alike."""
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 import z3
 
@@ -10,9 +10,10 @@ from proofs.symbolic.runs import merge
 from proofs.symbolic.sorts import both, either
 from proofs.symbolic.state import Key, SymbolicState
 from proofs.symbolic.terms import Node, Value, bool_value, build, node, term
-from spec.abi import DOMID_XEN, NOBODY
 from spec.channels import by_window, look_up_is_seen, nothing_new_is_shown, step_is_unnoticed
 from spec.kernel import SCHEMA
+
+OTHER: Final = node("dom_other")            # any other domain than the one that a step is for
 
 
 class Flows:
@@ -31,7 +32,7 @@ class Flows:
 
     def unnoticed(self, path: Path, d: Value, keys: Keys) -> Value:
         """Each store is of what was there, or another domain doesn't notice it."""
-        s, e = SymbolicState(self.profile), term("dom", node("dom_other"))
+        s, e = SymbolicState(self.profile), term("dom", OTHER)
         goals = []
         for name, stores in path.state.stores.items():
             for key, value in stores:
@@ -57,7 +58,7 @@ class Flows:
 
     def nothing_new(self, path: Path, d: Value, keys: Keys) -> Value:
         """A frame that a domain sees after the step was seen before it."""
-        f, e = any_of(("frame",), keys), node("dom_other")
+        f, e = any_of(("frame",), keys), OTHER
         s = SymbolicState(self.profile)
         goal = bool_value(merge(nothing_new_is_shown, s, path.state, *(term("dom", z) for z in (d, e)), *args_of(("frame",), f)))
         keys.touch(s.touched)
@@ -126,9 +127,3 @@ class Other:
         """Whether d sees the map there."""
         kinds = SCHEMA[name][0]
         return bool_value(merge(look_up_is_seen, s, term("dom", self.d), name, args_of(kinds, key[:len(kinds)])))
-
-
-def domain(name: str) -> list[Value]:
-    """A domain of the machine."""
-    d = node(f"dom_{name}")
-    return [build("not", build("==", d, NOBODY)), build("not", build("==", d, DOMID_XEN))]

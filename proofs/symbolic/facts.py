@@ -11,7 +11,7 @@ from proofs.symbolic.runs import merge
 from proofs.symbolic.sorts import Sorts, both, either
 from proofs.symbolic.state import Key, SymbolicState
 from proofs.symbolic.terms import IntTerm, Value, bool_value, build, node, term
-from spec.abi import P
+from spec.abi import DOMID_XEN, NOBODY, P
 from spec.invariants import AT_REST, SUMS
 from spec.kernel import SCHEMA, Rule
 from spec.profile import Profile
@@ -77,6 +77,11 @@ def any_of(kinds: tuple[str, ...], keys: Keys) -> Key:
     key = any_key(kinds)
     keys.add(kinds, key)
     return key
+
+
+def is_domain(d: Value) -> list[Value]:
+    """A domain is one of the machine's."""
+    return [build("not", build("==", d, NOBODY)), build("not", build("==", d, DOMID_XEN))]
 
 
 @dataclass(frozen=True, slots=True)
