@@ -6,7 +6,7 @@ and the machine that last called `attach` is the one it runs.
 import atexit
 import ctypes
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from emulator.errors import HarnessError
@@ -65,11 +65,13 @@ class Engine:
         return self.ram
 
     def start(self, cr3: int, eip: int, esp: int, gdt: tuple[int, int], idt: tuple[int, int],
-              segments: dict[str, Segment]) -> None:
-        """Put the processor at the beginning of a program, with nothing cached."""
+              segments: dict[str, Segment], eflags: int = _EFLAGS, registers: Mapping[str, int] = {}, cr0: int = 0) -> None:
+        """Put the processor at the beginning of a program, with nothing cached; `cr0` are further bits of CR0."""
         state: Any = bochscpu.State()
-        state.cr0, state.cr3, state.cr4 = _CR0, cr3, _CR4
-        state.rip, state.rsp, state.rflags = eip, esp, _EFLAGS
+        state.cr0, state.cr3, state.cr4 = _CR0 | cr0, cr3, _CR4
+        state.rip, state.rsp, state.rflags = eip, esp, eflags
+        for name, value in registers.items():
+            setattr(state, name, value)
         state.gdtr, state.idtr = _table(*gdt), _table(*idt)
         for name, segment in segments.items():
             setattr(state, name, _segment(segment))
@@ -88,6 +90,10 @@ class Engine:
             if isinstance(failure, HarnessError) or not isinstance(failure, Exception):
                 raise failure
             raise HarnessError(f"the hypervisor failed: {failure!r}") from failure
+
+    def look(self) -> Any:
+        """All registers as they are; `loaded` reads the segment registers among them."""
+        return self.cpu.state
 
     def stop(self) -> None:
         """End the present `run` after the instruction that rang."""
@@ -158,12 +164,23 @@ def _segment(segment: Segment) -> Any:
     descriptor = segment.descriptor
     limit = descriptor & 0xFFFF | descriptor >> 32 & 0xF0000
     register: Any = bochscpu.Segment()
-    register.present = True
+    register.present = bool(descriptor >> 47 & 1)
     register.selector = segment.selector
     register.base = descriptor >> 16 & 0xFFFFFF | descriptor >> 56 << 24
     register.limit = limit << 12 | 0xFFF if descriptor >> 55 & 1 else limit
     register.attr = descriptor >> 40 & 0xF0FF
     return register
+
+
+def loaded(register: Any) -> Segment:
+    """What a segment register holds; descriptor 0 if it is unusable."""
+    if not register.present:
+        return Segment(register.selector, 0)
+    attributes = register.attr
+    limit = register.limit >> 12 if attributes >> 15 & 1 else register.limit
+    base = register.base
+    return Segment(register.selector, limit & 0xFFFF | (base & 0xFFFFFF) << 16 | attributes << 40 | (limit & 0xF0000) << 32
+                   | base >> 24 << 56)
 
 
 def _usable_library() -> Any:

@@ -30,6 +30,7 @@ from oracle.replay import Replay, replay
 from oracle.reproducer import write_reproducers
 from oracle.schema import ProgramError, parse_json, schema
 from oracle.selftest import PlantResult, run_selftest, sample
+from oracle.table import table_app
 from oracle.targets import HarnessError, planted_bugs
 from oracle.worker import WorkerTarget
 from refmodel import Machine, ModelError, StateError, audit, boot, dump_state, load_state
@@ -330,6 +331,7 @@ def selftest(
 
 app.command("prove")(prove_command)
 app.command("mutants")(mutants_command)
+app.add_typer(table_app, name="table")
 
 
 @app.command()

@@ -1,5 +1,5 @@
 """What can be held against the model: our emulator, the model itself, and any command that speaks JSON lines."""
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
@@ -8,7 +8,7 @@ from oracle.encoding import check_setup
 from oracle.schema import ProgramError, short
 from refmodel import Machine, ModelError, boot, imported_machine
 from spec.profile import PROFILES
-from spec.vocabulary import Action, DomainSetup, Image, Observation, Outcome, Setup
+from spec.vocabulary import Action, DomainSetup, Finish, Image, Observation, Outcome, Setup, Trial
 
 PATIENCE: Final = 20.0                      # seconds to wait for an answer
 MODEL_XEN_FRAMES: Final = 16                # the model as a target needs none of them, but Xen always has some
@@ -65,6 +65,26 @@ class RealTarget(Target, Protocol):
 
     def ground(self) -> tuple[int, int]:
         """The addresses [start, end) in domain 0 of the code that drives it."""
+
+
+class BareProcessor(Protocol):
+    """A processor without a hypervisor, for single instructions."""
+
+    @property
+    def not_tried(self) -> Mapping[str, str]:
+        """What it is not asked to do, and why."""
+
+    def perform(self, trial: Trial) -> Finish:
+        """Let it execute one instruction.  It may raise HarnessError."""
+
+
+def open_processor() -> BareProcessor:
+    """The emulator's processor; it takes it away from the emulator as a target."""
+    try:
+        from emulator.cells import Cells
+    except ImportError as e:
+        raise HarnessError(f"the emulator can't run here: {e}") from e
+    return Cells()
 
 
 def model_of(target: Target, setup: Setup) -> Machine:

@@ -207,7 +207,9 @@ class Witnesses:
 
     def fits(self, kinds: tuple[str, ...], key: IntKey) -> bool:
         """Each part is of its kind; beyond the end of a table nothing is."""
-        ends = {kind: 1 << width for kind, width in self.sorts.widths.items()} | {"index": self.profile.entries}
+        ends = {kind: 1 << width for kind, width in self.sorts.widths.items()}
+        if kinds[0] == "frame":
+            ends["index"] = self.profile.entries
         return all(0 <= k < ends[kind] for kind, k in zip(kinds, key, strict=True))
 
     def xen_slots(self, state: ConcreteState) -> dict[tuple[str, IntKey], int]:

@@ -54,8 +54,8 @@ def keys_of(state: ConcreteState) -> dict[tuple[str, ...], set[tuple[int, ...]]]
 
 def ranges(state: ConcreteState) -> Iterable[Violation]:
     """Python's ints are unbounded, a machine's words are not."""
-    ones = state.profile.all_ones
     for name, (_, kind) in SCHEMA.items():
+        ones = (1 << 64) - 1 if kind == "desc" else state.profile.all_ones
         if kind not in ("bool", "count"):
             for k, v in state.maps[name].items():
                 if not 0 <= v <= ones:
@@ -69,20 +69,22 @@ def contributions(state: ConcreteState, keys: dict[tuple[str, ...], set[tuple[in
     for contribution, (target, kinds) in SUMS.items():
         total: Counter[tuple[int, ...]] = Counter()
         for k in keys[kinds]:
-            for to in targets(state, target, k):
+            for to in targets(state, target, kinds, k):
                 if contribution(s, to, *k):
                     total[(to,)] += 1
         out[contribution.__name__] = total
     return out
 
 
-def targets(state: ConcreteState, target: str, k: tuple[int, ...]) -> set[int]:
-    """What key k can contribute to at all."""
+def targets(state: ConcreteState, target: str, kinds: tuple[str, ...], k: tuple[int, ...]) -> set[int]:
+    """What key k, of these kinds, can contribute to at all."""
     s: Any = as_state(state)
     if target == "dom":
         return {s.owner[k[0]]}
-    if len(k) == 2:
+    if kinds == ("frame", "index"):
         return {k[0], mfn_of(s, s.word[k])}
+    if kinds == ("dom", "index"):
+        return {s.gdt[k], s.ldt[k]}
     return {s.base[k[0]], s.user_base[k[0]]}
 
 

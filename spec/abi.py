@@ -17,7 +17,23 @@ ENOSYS: Final = 38
 EOPNOTSUPP: Final = 95
 
 # --- processor exceptions
+DE: Final = 0                           # #DE: divide error
+DB: Final = 1                           # #DB: debug
+NMI: Final = 2
+BP: Final = 3                           # #BP: INT3
+OF: Final = 4                           # #OF: INTO
+BR: Final = 5                           # #BR: BOUND
+UD: Final = 6                           # #UD: undefined instruction
+NM: Final = 7                           # #NM: no coprocessor
+DF: Final = 8                           # #DF: double fault
+TS: Final = 10                          # #TS: invalid TSS
+NP: Final = 11                          # #NP: segment not present
+SS: Final = 12                          # #SS: stack
 GP: Final = 13                          # #GP
+MF: Final = 16                          # #MF: coprocessor
+AC: Final = 17                          # #AC: alignment
+MC: Final = 18                          # #MC: machine check
+XM: Final = 19                          # #XM: SIMD
 PF: Final = 14                          # #PF
 PF_PROT: Final = 1                      # page-fault error code: the entry was present
 PF_WRITE: Final = 2
@@ -48,6 +64,7 @@ L2: Final = 2
 L3: Final = 3
 L4: Final = 4
 SEG_DESC: Final = 5
+LDT_DESC: Final = 6                     # 2003 only
 SHARED: Final = 6
 WRITABLE: Final = 7
 TYPE_NAMES: Final = ("none", "L1", "L2", "L3", "L4", "seg_desc", "shared", "writable")
@@ -59,6 +76,7 @@ DOMID_XEN: Final = 0x7FF2               # owner of Xen's own frames
 NOBODY: Final = 0x7FF4                  # DOMID_INVALID: owner of a free frame
 
 PAGE_SIZE: Final = 4096
+LDT_PAGES: Final = 16
 
 
 class Xen2003:
@@ -96,6 +114,12 @@ class Xen2003:
     DECREASE: Final = 1
     SLACK: Final = 512                  # frames that an increase must leave in the pool
     MAX_LDT: Final = 8192
+    XEN_CS: Final = 0x0808
+    XEN_DS: Final = 0x0810
+    RING1_CS: Final = 0x0819            # Xen's flat segments for guests: 259..262
+    RING3_DS: Final = 0x0833
+    RESERVED: Final = 256               # Xen's own entries of a GDT: 256..295
+    RESERVED_END: Final = 296
 
 
 class Xen417:
@@ -163,3 +187,5 @@ class Xen417:
     MAX_ORDER_DOMU: Final = 9
     MAX_ORDER_CONTROL: Final = 18
     MAX_LDT: Final = 8192
+    RESERVED: Final = 7168              # Xen's own pages of a GDT begin here
+    KERNEL_CS: Final = 0xE033

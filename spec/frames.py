@@ -3,7 +3,7 @@
 A reference in flight between two transitions is a token: `held[f]` plain ones, `held_type[f]` typed ones (a typed reference
 always includes a plain one).  A handler may do anything that the transitions let it do; at its end no token is left.
 """
-from spec.abi import DOMID_XEN, L1, L2, NOBODY, RW, WRITABLE, P
+from spec.abi import DOMID_XEN, L1, L2, NOBODY, RW, SEG_DESC, WRITABLE, P
 from spec.kernel import CPU, DomId, FrameType, Mfn, State, predicate, require, transition
 
 # --- vocabulary --------------------------------------------------------------------------------------------------------------
@@ -17,6 +17,18 @@ def mfn_of(s: State, e: int) -> Mfn:
 def is_table(s: State, t: FrameType) -> bool:
     """Types whose contents the processor walks, and so must be checked before use."""
     return L1 <= t <= s.profile.root
+
+
+@predicate
+def is_descriptors(s: State, t: FrameType) -> bool:
+    """Types whose contents the processor loads segments from."""
+    return SEG_DESC <= t <= s.profile.last_descriptors
+
+
+@predicate
+def is_checked(s: State, t: FrameType) -> bool:
+    """Types whose contents are checked before use."""
+    return is_table(s, t) or is_descriptors(s, t)
 
 
 @predicate

@@ -2,10 +2,21 @@
 from collections.abc import Callable
 from typing import Final
 
-from spec.abi import DOMID_XEN, L1, NOBODY, RW, SEG_DESC, US, WRITABLE, P
-from spec.frames import LINEAR, PLAIN, TYPED, is_table, may_name, may_use, may_walk, mfn_of, refers_by
+from spec.abi import DOMID_XEN, L1, LDT_PAGES, NOBODY, RW, SEG_DESC, US, WRITABLE, P, Xen2003
+from spec.descriptors import (
+    descriptor_at,
+    first_word,
+    is_filled_for,
+    is_guest_code_selector,
+    is_safe,
+    is_xens_place,
+    is_xens_word,
+    legal_descriptor,
+)
+from spec.frames import LINEAR, PLAIN, TYPED, is_checked, is_descriptors, is_table, may_name, may_use, may_walk, mfn_of, refers_by
 from spec.kernel import CPU, DomId, Index, Mfn, State, Tag, counting, invariant, predicate
 from spec.tables import is_writable_self_map, is_xen_slot, is_xens, legal_bits
+from spec.x86.descriptors import PRESENT, RPL, SEGMENT, dpl_of, is_code, is_conforming, is_writable
 from spec.x86.paging import THROUGH_XEN
 from spec.x86.tlb import is_live, is_walking
 
@@ -49,16 +60,18 @@ def lower_type(s: State, g: Mfn, e: int) -> bool:
 
 @invariant("FRAME-1", keys=("frame",), source="xen-2003.md §3.1, §3.4; xen-4.17.md §3.2")
 def frame_is_consistent(s: State, f: Mfn) -> bool:
-    """A frame's type, counts and marks agree: only a fully checked table is validated, only a validated one is pinned, and an
-    unvalidated one is in its validation or draining."""
+    """A frame's type, counts and marks agree: only a fully checked table is validated, only a validated page table is pinned, and
+    an unvalidated one is in its validation or draining."""
     t = s.type[f]
     if s.profile.root < t < SEG_DESC or t > WRITABLE:
         return False
     if s.type_count[f] < 0 or s.held[f] < 0 or s.held_type[f] < 0 or s.xen_held[f] < 0:
         return False
-    if not is_table(s, t):
+    if not is_checked(s, t):
         return s.upto[f] == 0 and not s.validated[f] and not s.pinned[f] and (t >= SEG_DESC or s.type_count[f] == 0)
-    if s.pinned[f] and not s.validated[f]:
+    if s.pinned[f] and not (s.validated[f] and is_table(s, t)):
+        return False
+    if is_descriptors(s, t) and first_word(s, s.upto[f]) != s.upto[f]:
         return False
     if s.validated[f]:
         return s.upto[f] == s.profile.entries and s.type_count[f] > 0
@@ -81,7 +94,7 @@ def checked_entry_is_legal(s: State, g: Mfn, i: Index) -> bool:
     """A checked entry has no forbidden bit and refers to a frame that the table's owner may use: a writable one if the entry is a
     writable mapping, a validated table of the next level, or of one's own domain and level, if it is an upper entry."""
     t = s.type[g]
-    if i >= s.upto[g]:
+    if i >= s.upto[g] or not is_table(s, t):
         return True
     e = s.word[g, i]
     if is_xen_slot(s, t, i):
@@ -132,6 +145,101 @@ def xen_slot_is_closed(s: State, i: Index) -> bool:
     if s.profile.guest_end != 0 and (i << 22) >= s.profile.guest_end:
         return True
     return e & RW == 0 or (s.profile.guest_end == 0 and e & US == 0)
+
+
+@invariant("XEN-2", keys=("index",), source="xen-2003.md §1")
+def xen_slot_leads_to_xen(s: State, i: Index) -> bool:
+    """What Xen keeps in its slots are tables of its own, or the table itself, where the processor may mark entries as used."""
+    e = s.xen_word[i]
+    if i < s.profile.xen_first or i > s.profile.xen_last or e & P == 0 or i == s.profile.self_slot:
+        return True
+    return s.owner[mfn_of(s, e)] == DOMID_XEN
+
+
+@invariant("DESC-10", keys=("frame", "index"), source="SOSP'03 §3.1; xen-2003.md §5; xen-4.17.md §6.1")
+def checked_descriptor_is_safe(s: State, g: Mfn, i: Index) -> bool:
+    """A checked descriptor gives no privilege and no reach, but for those that Xen filled in."""
+    if i >= s.upto[g] or not is_descriptors(s, s.type[g]) or is_xens_place(s, g, i):
+        return True
+    return is_safe(s, descriptor_at(s, g, i))
+
+
+@invariant("DESC-11", keys=("frame", "index"), source="xen-2003.md §1, §5.1 (W-26)")
+def filled_descriptor_is_xens(s: State, g: Mfn, i: Index) -> bool:
+    """Where Xen filled in its own descriptors, they stay."""
+    if s.type_count[g] == 0 or not is_descriptors(s, s.type[g]) or not is_xens_place(s, g, i):
+        return True
+    return is_xens_word(s, i, s.word[g, i])
+
+
+@invariant("DESC-12", keys=("frame",), source="xen-2003.md §5.1 (W-26)")
+def xens_place_is_whole(s: State, f: Mfn) -> bool:
+    """Xen fills in whole descriptors, and only in a table that is for a GDT."""
+    if s.type_count[f] == 0 or not is_descriptors(s, s.type[f]):
+        return True
+    n = s.filled[f]
+    return n == 0 or (s.type[f] == SEG_DESC and s.validated[f] and first_word(s, n) == n and n <= s.profile.reserved_words)
+
+
+@invariant("GDT-10", keys=("dom", "index"), source="SOSP'03 §3.1; xen-2003.md §5.1; xen-4.17.md §6.2")
+def gdt_is_checked(s: State, d: DomId, n: Index) -> bool:
+    """Every page of a GDT is a checked table of the domain's own, and Xen's own descriptors are in the first one."""
+    if not s.has_gdt[d, n]:
+        return True
+    f = s.gdt[d, n]
+    return n < s.profile.gdt_pages and s.owner[f] == d and s.type[f] == SEG_DESC and s.validated[f] and is_filled_for(s, n, f)
+
+
+@invariant("LDT-10", keys=("dom", "index"), source="SOSP'03 §3.1; xen-2003.md §6.2; xen-4.17.md §6.4")
+def ldt_is_checked(s: State, d: DomId, n: Index) -> bool:
+    """Every mapped page of an LDT is a checked table of the domain's own."""
+    if not s.has_ldt[d, n]:
+        return True
+    f = s.ldt[d, n]
+    return n < LDT_PAGES and s.owner[f] == d and s.type[f] == s.profile.last_descriptors and s.validated[f]
+
+
+@invariant("XEN-3", keys=("index",), source="xen-2003.md §1")
+def xens_descriptor_is_closed(s: State, i: Index) -> bool:
+    """Xen's own descriptors are of ring 0 and do not conform, but for the flat segments that it gives to guests."""
+    w = first_word(s, i)
+    q = s.xen_descriptor[w] | s.xen_descriptor[Index(i | 1)] << 32
+    n = i >> 1
+    if s.profile.guest_end == 0 or n < Xen2003.RESERVED or n >= Xen2003.RESERVED_END:
+        return True
+    if n >= Xen2003.RING1_CS >> 3 and n <= Xen2003.RING3_DS >> 3:
+        return q & SEGMENT != 0 and q & PRESENT != 0 and legal_descriptor(s, q)
+    return q & PRESENT == 0 or (dpl_of(q) == 0 and not is_conforming(q))
+
+
+@predicate
+def is_guest_segment(s: State, q: int) -> bool:
+    """A segment, present, and one that a guest may have."""
+    return q & PRESENT != 0 and q & SEGMENT != 0 and legal_descriptor(s, q)
+
+
+@invariant("SEG-10", keys=("dom", "index"), source="SOSP'03 §3.1")
+def loaded_segment_is_the_guests(s: State, d: DomId, r: Index) -> bool:
+    """Whatever is in a segment register of a guest is outside ring 0 and ends below Xen, or is unusable."""
+    q = s.segment[d, r]
+    return q == 0 or s.profile.guest_end == 0 or is_guest_segment(s, q)
+
+
+@invariant("SEG-11", keys=("dom",), source="SOSP'03 §3.1")
+def guest_runs_in_its_ring(s: State, d: DomId) -> bool:
+    """A guest that runs has code in CS, at a ring that this code allows, and its stack is of that ring; it is never ring 0."""
+    code, stack, ring = s.segment[d, Index(1)], s.segment[d, Index(2)], s.selector[d, Index(1)] & RPL
+    if code == 0 or s.profile.guest_end == 0:
+        return True
+    if ring == 0 or not is_code(code) or not is_writable(stack) or dpl_of(stack) != ring:
+        return False
+    return dpl_of(code) <= ring if is_conforming(code) else dpl_of(code) == ring
+
+
+@invariant("TRAP-10", keys=("dom", "index"), source="xen-2003.md §7.1")
+def handlers_are_the_guests(s: State, d: DomId, v: Index) -> bool:
+    """A handler's selector is one for ring 1, and none of Xen's own; or there is none yet."""
+    return s.trap_cs[d, v] == 0 or is_guest_code_selector(s, s.trap_cs[d, v])
 
 
 @invariant("BASE-10", keys=("dom",), source="SOSP'03 §3.3.3; xen-2003.md §4.4")
@@ -203,9 +311,10 @@ def walk_is_in_a_checked_table(s: State, d: DomId, tag: Tag) -> bool:
     way, number = s.walk[d, tag], s.walk_level[d, tag]
     if not 1 <= number <= s.profile.root:
         return False
-    if way & THROUGH_XEN != 0:
-        return way & RW == 0
     f = mfn_of(s, way)
+    if way & THROUGH_XEN != 0:
+        # the upper tables of x86-32 end here; on x86-64 Xen's own go on
+        return way & RW == 0 and (s.profile.guest_end == 0 or s.owner[f] == DOMID_XEN or walkable(s, f))
     return within_walk(s, d, f) and walkable(s, f) and number <= s.type[f] and (number == s.type[f] or way & RW == 0)
 
 
@@ -214,8 +323,8 @@ def walk_is_in_a_checked_table(s: State, d: DomId, tag: Tag) -> bool:
 
 @predicate
 def is_counted(s: State, g: Mfn, i: Index) -> bool:
-    """The entry was checked and is not Xen's: it holds what it refers by."""
-    return i < s.upto[g] and not is_xen_slot(s, s.type[g], i)
+    """The entry of a page table was checked and is not Xen's: it holds what it refers by."""
+    return i < s.upto[g] and is_table(s, s.type[g]) and not is_xen_slot(s, s.type[g], i)
 
 
 def typed_slot(s: State, f: Mfn, g: Mfn, i: Index) -> bool:
@@ -251,6 +360,16 @@ def user_base_of(s: State, f: Mfn, d: DomId) -> bool:
     return s.has_user[d] and s.user_base[d] == f
 
 
+def gdt_of(s: State, f: Mfn, d: DomId, n: Index) -> bool:
+    """f is page n of d's GDT."""
+    return s.has_gdt[d, n] and s.gdt[d, n] == f
+
+
+def ldt_of(s: State, f: Mfn, d: DomId, n: Index) -> bool:
+    """f is page n of d's LDT."""
+    return s.has_ldt[d, n] and s.ldt[d, n] == f
+
+
 def page_of(s: State, d: DomId, f: Mfn) -> bool:
     """f is d's."""
     return s.owner[f] == d
@@ -258,8 +377,9 @@ def page_of(s: State, d: DomId, f: Mfn) -> bool:
 
 @counting("COUNT-1", keys=("frame",), source="xen-2003.md §3.1; xen-4.17.md §3.2")
 def typed_references_are_counted(s: State, f: Mfn, n: dict[str, int]) -> bool:
-    """The type count is exactly the typed references: of checked entries, bases, the pin, Xen's own, and those in flight."""
-    return s.type_count[f] == (n["typed_slot"] + n["base_of"] + n["user_base_of"]
+    """The type count is exactly the typed references: of checked entries, bases, descriptor tables, the pin, Xen's own, and those
+    in flight."""
+    return s.type_count[f] == (n["typed_slot"] + n["base_of"] + n["user_base_of"] + n["gdt_of"] + n["ldt_of"]
                                + (1 if s.pinned[f] else 0) + s.xen_held[f] + s.held_type[f])
 
 
@@ -292,5 +412,6 @@ def nothing_is_in_flight(s: State, f: Mfn) -> bool:
 SUMS: Final[dict[Callable[..., bool], tuple[str, tuple[str, ...]]]] = {
         typed_slot: ("frame", ("frame", "index")), plain_slot: ("frame", ("frame", "index")),
         linear_from: ("frame", ("frame", "index")), linear_to: ("frame", ("frame", "index")),
-        base_of: ("frame", ("dom",)), user_base_of: ("frame", ("dom",)), page_of: ("dom", ("frame",))}
+        base_of: ("frame", ("dom",)), user_base_of: ("frame", ("dom",)),
+        gdt_of: ("frame", ("dom", "index")), ldt_of: ("frame", ("dom", "index")), page_of: ("dom", ("frame",))}
 AT_REST = ("TOKEN-1",)                      # true between entries, not after every transition

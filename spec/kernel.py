@@ -65,7 +65,21 @@ SCHEMA: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "has_user":    (("dom",), "bool"),
     "user_base":   (("dom",), "frame"),     # 4.17: the root table of user mode
     "ldt_base":    (("dom",), "word"),
-    "ldt_entries": (("dom",), "count"),
+    "ldt_entries": (("dom",), "index"),
+    "has_ldt":     (("dom", "index"), "bool"),  # page n of the LDT was checked, and Xen has it mapped for the processor
+    "ldt":         (("dom", "index"), "frame"),
+    "has_gdt":     (("dom", "index"), "bool"),  # page n of the GDT is the domain's; without page 0 it has Xen's default one
+    "gdt":         (("dom", "index"), "frame"),
+    "gdt_entries": (("dom",), "index"),
+    "filled":      (("frame",), "index"),   # words of Xen's own descriptors that are in a GDT's first page so far
+    "xen_descriptor": (("index",), "word"), # these words, by their place (never written)
+    "selector":    (("dom", "index"), "index"),     # segment registers, by the manual's numbers: what was loaded,
+    "segment":     (("dom", "index"), "desc"),      # and the descriptor that the processor found; 0: unusable
+    "kernel_ss":   (("dom",), "index"),     # the stack segment for entering ring 1
+    "trap_cs":     (("dom", "index"), "index"),     # the guest's handler of a vector
+    "trap_ip":     (("dom", "index"), "word"),
+    "trap_flags":  (("dom", "index"), "index"),
+    "fast_trap":   (("dom",), "index"),     # the vector whose handler has a gate of its own; 0: none
     "clock":       (("cpu",), "count"),     # number of whole TLB flushes
     "cr3_clock":   (("cpu",), "count"),     # number of flushes that spare global entries, whole ones included
     "tlb":         (("dom", "tag"), "word"),    # a cached translation: frame and combined rights as an entry; 0: none
@@ -109,7 +123,21 @@ class State(Protocol):
     has_user: MutableMapping[DomId, bool]
     user_base: MutableMapping[DomId, Mfn]
     ldt_base: MutableMapping[DomId, int]
-    ldt_entries: MutableMapping[DomId, int]
+    ldt_entries: MutableMapping[DomId, Index]
+    has_ldt: MutableMapping[tuple[DomId, Index], bool]
+    ldt: MutableMapping[tuple[DomId, Index], Mfn]
+    has_gdt: MutableMapping[tuple[DomId, Index], bool]
+    gdt: MutableMapping[tuple[DomId, Index], Mfn]
+    gdt_entries: MutableMapping[DomId, Index]
+    filled: MutableMapping[Mfn, Index]
+    xen_descriptor: MutableMapping[Index, int]
+    selector: MutableMapping[tuple[DomId, Index], Index]
+    segment: MutableMapping[tuple[DomId, Index], int]
+    kernel_ss: MutableMapping[DomId, Index]
+    trap_cs: MutableMapping[tuple[DomId, Index], Index]
+    trap_ip: MutableMapping[tuple[DomId, Index], int]
+    trap_flags: MutableMapping[tuple[DomId, Index], Index]
+    fast_trap: MutableMapping[DomId, Index]
     clock: MutableMapping[int, int]
     cr3_clock: MutableMapping[int, int]
     tlb: MutableMapping[tuple[DomId, Tag], int]

@@ -2,7 +2,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from spec.abi import AVAIL, AVAIL_HIGH, NX, PCD, PSE, PWT, US, A, D, G, Xen417, Xen2003
+from spec.abi import AVAIL, AVAIL_HIGH, LDT_DESC, NX, PCD, PSE, PWT, SEG_DESC, US, A, D, G, Xen417, Xen2003
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,10 @@ class Profile:
     xen_last: int
     self_slot: int                          # the one of them that maps the table itself
     late_slot: int                          # the one that is empty until the table is first loaded as a base; -1: none
+    last_descriptors: int                   # types from SEG_DESC up to this one are tables of segment descriptors
+    descriptor_words: int                   # that a descriptor takes
+    reserved_words: int                     # of Xen's own descriptors, in the first page of a GDT
+    gdt_pages: int                          # pages of a GDT that are a guest's
     guest_end: int                          # guest segments end here; 0: there are none
     ring1_kernel: bool                      # the guest kernel is a supervisor for the walk
     linear_tables: bool                     # a table may use another of its level, not only itself
@@ -71,7 +75,8 @@ class Profile:
 XEN_2003: Final = Profile(
     "xen-2003", X86_32, root=2, entries=1024, word_bits=32, word_bytes=4, mfn_mask=0xFFFFF,
     forbidden_l1=PSE | G, forbidden_upper=PSE | G, authority_l1=0xFFFFF003, authority_upper=0xFFFFF001,
-    xen_first=Xen2003.XEN_SLOT, xen_last=1023, self_slot=Xen2003.LINEAR_SLOT, late_slot=-1, guest_end=Xen2003.GUEST_END,
+    xen_first=Xen2003.XEN_SLOT, xen_last=1023, self_slot=Xen2003.LINEAR_SLOT, late_slot=-1, last_descriptors=LDT_DESC, descriptor_words=2,
+    reserved_words=80, gdt_pages=16, guest_end=Xen2003.GUEST_END,
     ring1_kernel=True, linear_tables=False, user_root=False, adjusts=False, forgets_freed=False)
 
 _SOFT = NX | AVAIL_HIGH | AVAIL | G | D | A | US        # 4.17: the whitelist of the fast path
@@ -79,7 +84,8 @@ XEN_4_17: Final = Profile(
     "xen-4.17", X86_64, root=4, entries=512, word_bits=64, word_bytes=8, mfn_mask=(1 << 40) - 1,
     forbidden_l1=PSE | PWT | PCD, forbidden_upper=PSE | G | PWT | PCD,
     authority_l1=((1 << 64) - 1) ^ _SOFT, authority_upper=((1 << 64) - 1) ^ _SOFT,
-    xen_first=Xen417.XEN_FIRST, xen_last=Xen417.XEN_LAST, self_slot=258, late_slot=Xen417.M2P_SLOT, guest_end=0,
+    xen_first=Xen417.XEN_FIRST, xen_last=Xen417.XEN_LAST, self_slot=258, late_slot=Xen417.M2P_SLOT, last_descriptors=SEG_DESC,
+    descriptor_words=1, reserved_words=0, gdt_pages=14, guest_end=0,
     ring1_kernel=False, linear_tables=True, user_root=True, adjusts=True, forgets_freed=True)
 
 PROFILES: Final = {p.name: p for p in (XEN_2003, XEN_4_17)}

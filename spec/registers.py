@@ -79,8 +79,8 @@ def set_m2p(s: State, d: DomId, f: Mfn, pfn: int) -> None:
     s.m2p[f] = pfn
 
 
-@transition("LDT-1", source="xen-2003.md §4.4 SET_LDT (W-19); xen-4.17.md §5 SET_LDT", keys=("dom", "word", "count"))
-def set_ldt(s: State, d: DomId, base: int, entries: int) -> None:
+@transition("LDT-1", source="xen-2003.md §4.4 SET_LDT (W-19); xen-4.17.md §5 SET_LDT", keys=("dom", "word", "index"))
+def set_ldt(s: State, d: DomId, base: int, entries: Index) -> None:
     """A domain says where its local descriptor table is; nothing of it is loaded before it was checked."""
     require((d != NOBODY) & (d != DOMID_XEN), "LDT-1.1")    # it is a domain
     s.ldt_base[d] = base

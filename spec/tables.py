@@ -1,6 +1,6 @@
 """Page tables: which entries are legal, how a table is validated and drained, and how one entry is replaced."""
 from spec.abi import GUEST_KERNEL, L1, RW, US, WRITABLE, A, G, P
-from spec.frames import LINEAR, NOTHING, PLAIN, is_idle, is_table, may_become, may_name, mfn_of, refers_by
+from spec.frames import LINEAR, NOTHING, PLAIN, is_checked, is_idle, is_table, may_become, may_name, mfn_of, refers_by
 from spec.kernel import DomId, FrameType, Index, Mfn, State, guard, predicate, require, transition
 
 # --- entries -----------------------------------------------------------------------------------------------------------------
@@ -128,13 +128,14 @@ def slot_to_token(s: State, g: Mfn, e: int, need: int) -> None:
 
 @transition("VALID-1", source="SOSP'03 §3.3.3; xen-2003.md §3.2 inc_page_refcnt; xen-4.17.md §3.2", keys=("dom", "frame", "type"))
 def begin_type(s: State, d: DomId, f: Mfn, t: FrameType) -> None:
-    """An idle frame begins to be a page table: its first typed reference opens the validation."""
-    require(is_table(s, t), "VALID-1.1")            # the type is one that is validated
+    """An idle frame begins to be a table, of pages or of segments: its first typed reference opens the validation."""
+    require(is_checked(s, t), "VALID-1.1")          # the type is one that is validated
     require(s.owner[f] == d, "VALID-1.2")           # the frame is the domain's own
     require(s.ref_count[f] > 0, "VALID-1.3")        # and nobody is about to free it
     require(is_idle(s, f), "VALID-1.4")             # it serves no other purpose
     require(may_become(s, f, t), "VALID-1.5")       # no translation outlasts the change
     s.type[f] = t
+    s.filled[f] = Index(0)
     s.type_count[f] += 1
     s.ref_count[f] += 1
     s.held_type[f] += 1
@@ -184,17 +185,19 @@ def skip_absent(s: State, d: DomId, f: Mfn, end: Index) -> None:
 @transition("VALID-5", source="xen-2003.md §3.3; xen-4.17.md §3.2", keys=("dom", "frame"))
 def finish(s: State, d: DomId, f: Mfn) -> None:
     """A table is validated once every entry was checked."""
-    require_validating(s, d, f)
-    require(s.upto[f] == s.profile.entries, "VALID-5.1")    # no entry is left
+    require(s.owner[f] == d, "VALID-5.1")           # the frame is the domain's own
+    require(s.type_count[f] > 0, "VALID-5.2")       # it has the reference that opened the validation
+    require(s.upto[f] == s.profile.entries, "VALID-5.3")    # no entry is left
     s.validated[f] = True
 
 
 @transition("DRAIN-1", source="xen-2003.md §3.3 devalidation; xen-4.17.md §3.2", keys=("dom", "frame"))
 def drain_entry(s: State, d: DomId, f: Mfn) -> None:
-    """A table without references gives back the reference of its last checked entry."""
+    """A page table without references gives back the reference of its last checked entry."""
     require(s.owner[f] == d, "DRAIN-1.1")           # the frame is the domain's own
     require(s.type_count[f] == 0, "DRAIN-1.2")      # nobody uses it as a table
     require(s.upto[f] > 0, "DRAIN-1.3")             # an entry is left
+    require(is_table(s, s.type[f]), "DRAIN-1.4")    # it was a page table
     i, t = Index(s.upto[f] - 1), s.type[f]
     if not is_xen_slot(s, t, i):
         e = s.word[f, i]
@@ -209,6 +212,7 @@ def drain_absent(s: State, d: DomId, f: Mfn, first: Index) -> None:
     require(s.type_count[f] == 0, "DRAIN-2.2")      # nobody uses it as a table
     require(first <= s.upto[f], "DRAIN-2.3")        # the stretch ends at the last checked entry
     require(s.absent(f, first, s.upto[f]), "DRAIN-2.4")     # none of them is present
+    require(is_table(s, s.type[f]), "DRAIN-2.5")    # it was a page table
     s.upto[f] = first
 
 

@@ -1,6 +1,6 @@
 """What follows from the invariants: memory isolation and page-table validation."""
 from spec.abi import NOBODY, RW, WRITABLE, A
-from spec.frames import is_table, may_use, mfn_of
+from spec.frames import is_checked, may_use, mfn_of
 from spec.kernel import DomId, Index, State, Tag, theorem
 from spec.tables import is_xen_slot, legal_bits, xen_entry
 from spec.x86.paging import THROUGH_XEN, Fault, root_of, walk
@@ -38,11 +38,12 @@ def every_writable_walk_ends_in_a_writable_own_frame(s: State, d: DomId, va: int
 
 @theorem("ISO-3", keys=("dom", "tag"), source="SOSP'03 §3.3.3; xen-4.17.md §3.2")
 def no_stale_translation_writes_a_table(s: State, d: DomId, tag: Tag) -> bool:
-    """No cached translation, however stale, lets an unprivileged domain write a page table or a frame of another domain."""
+    """No cached translation, however stale, lets an unprivileged domain write a page table, a table of descriptors, or a frame of
+    another domain."""
     if s.privileged[d] or not is_live(s, d, tag) or s.tlb[d, tag] & RW == 0:
         return True
     f = mfn_of(s, s.tlb[d, tag])
-    return (may_use(s, d, f) or s.owner[f] == NOBODY) and not is_table(s, s.type[f])
+    return (may_use(s, d, f) or s.owner[f] == NOBODY) and not is_checked(s, s.type[f])
 
 
 @theorem("PTV-1", keys=("dom", "vaddr", "bool"), source="SOSP'03 §3.3.3")

@@ -181,3 +181,105 @@ class Image:
     pages: dict[int, int] = field(default_factory=dict)
     xen_pages: dict[int, int] = field(default_factory=dict)
     max_pages: dict[int, int] = field(default_factory=dict)
+
+
+# --- one instruction of a bare processor --------------------------------------------------------------------------------------
+# A 32-bit processor with flat paging and nobody's kernel: what it does with descriptors is held against `spec.x86` alone.
+
+class Bare:
+    """Where things lie on the bare machine; selectors have the RPL of their ring."""
+    CODE: Final = (0x08, 0x11, 0x1A, 0x23)      # flat 32-bit code, data of each ring
+    DATA: Final = (0x28, 0x31, 0x3A, 0x43)
+    TSS: Final = 0x48
+    LDT: Final = 0x50
+    CONFORMING: Final = 0x58                    # flat conforming code: where faults go if the stack of ring 0 is on trial
+    TASK: Final = 0x60                          # a task that nobody runs, for task gates
+    FREE: Final = 0x68                          # first entry for a trial's own descriptors
+    GDT_LIMIT: Final = 0x3FF
+    LDT_LIMIT: Final = 0xFF
+    TSS_BASE: Final = 0x3000
+    TASK_BASE: Final = 0x3400                   # a TSS of 32 bits, and one of 16, for a trial's own tasks
+    TASK16_BASE: Final = 0x3500
+    LDT_BASE: Final = 0x1000
+    START: Final = 0x4010                       # the instruction
+    LANDING: Final = 0x5000                     # where it may go
+    STACK: Final = (0x8400, 0x9400, 0xA400, 0xB400)     # ESP of each ring before the instruction, and in the TSS
+    TSS_STACK: Final = (0x8C00, 0x9C00, 0xAC00, 0xBC00)
+    MEMORY: Final = 0x7000                      # operands and stacks: zero before a trial, but for what it puts there
+    MEMORY_END: Final = 0xC000
+    POINTER: Final = 0x7000                     # the operand of far transfers
+    STACK_WORDS: Final = 12                     # that `Finish` shows
+
+
+def bare_segment(kind: int, dpl: int) -> int:
+    """A present 32-bit segment of 4 GB; `kind` is S and the type."""
+    return 0xCF00000000FFFF | kind << 40 | dpl << 45 | 1 << 47
+
+
+def bare_system(kind: int, base: int, limit: int, dpl: int = 0) -> int:
+    """A present TSS or LDT below 16 MB."""
+    return limit | base << 16 | kind << 40 | dpl << 45 | 1 << 47
+
+
+def bare_gate(kind: int, selector: int, offset: int, dpl: int = 3) -> int:
+    """A present gate."""
+    return offset & 0xFFFF | selector << 16 | kind << 40 | dpl << 45 | 1 << 47 | offset >> 16 << 48
+
+
+BARE_GDT: Final[dict[int, int]] = {         # the machine's own descriptors, all accessed; by selector without RPL
+    **{Bare.CODE[ring] & ~3: bare_segment(0x1B, ring) for ring in range(4)},
+    **{Bare.DATA[ring] & ~3: bare_segment(0x13, ring) for ring in range(4)},
+    Bare.TSS: bare_system(0xB, Bare.TSS_BASE, 0x67),
+    Bare.LDT: bare_system(2, Bare.LDT_BASE, Bare.LDT_LIMIT),
+    Bare.CONFORMING: bare_segment(0x1F, 0),
+    Bare.TASK: bare_system(9, Bare.TASK_BASE, 0x67),
+}
+
+Loaded = tuple[int, int]
+"""A segment register: its selector, and the descriptor that it was loaded from (0: it is unusable)."""
+
+
+@dataclass(slots=True)
+class Trial:
+    """One instruction of the bare processor, and all that differs from the machine's own tables.
+
+    `descriptors` go by selector, `gates` by vector; `stacks`: ring -> (SS, ESP) in the TSS; `memory`: address of a word -> word;
+    `segments`: what is loaded at the start where it is not the flat segment of the ring (data segments: of ring 3);
+    `task_limit` and `link` are the limit of the TSS and the task that it names; `alignment`: CR0.AM is set.  With TF set in
+    `eflags`, POPF has just set it: RF must be clear, and the word below the stack's top is lost.
+    """
+    code: bytes
+    cpl: int
+    eflags: int = 2
+    registers: dict[str, int] = field(default_factory=dict)
+    segments: dict[str, Loaded] = field(default_factory=dict)
+    descriptors: dict[int, int] = field(default_factory=dict)
+    gates: dict[int, int] = field(default_factory=dict)
+    stacks: dict[int, tuple[int, int]] = field(default_factory=dict)
+    memory: dict[int, int] = field(default_factory=dict)
+    task_limit: int = 0x67
+    link: int = 0
+    alignment: bool = False
+
+
+@dataclass(slots=True)
+class Finish:
+    """The registers after one instruction; after a fault (`vector` >= 0) those that its handler would return to.
+
+    `stack`: the words at the top of the stack, none if they lie elsewhere than in MEMORY; `descriptors`: those of the trial, as
+    they are now.
+    """
+    vector: int
+    error: int
+    eip: int
+    esp: int
+    eflags: int
+    cs: Loaded
+    ss: Loaded
+    ds: Loaded
+    es: Loaded
+    fs: Loaded
+    gs: Loaded
+    task: int
+    stack: tuple[int, ...]
+    descriptors: dict[int, int]

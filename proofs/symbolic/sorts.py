@@ -29,7 +29,7 @@ def widths(profile: Profile) -> dict[str, int]:
     """Bits of each kind of key and value that is a word."""
     frame, word = profile.mfn_mask.bit_length(), profile.word_bits
     return {"frame": frame, "word": word, "vaddr": word, "pfn": word, "tag": word - 11, "dom": 16, "type": 8, "index": 16,
-            "cpu": 4}
+            "cpu": 4, "desc": 64}
 
 
 class Sorts:
@@ -108,6 +108,9 @@ class Sorts:
                 return a >> c, b >> c
         if z.op == "&" and max(a, c) >= 0:      # one is not negative: the result is none either, nor greater than that one
             return 0, min(high for low, high in ((a, b), (c, d)) if low >= 0)
+        if (a < 0 or c < 0) and z.op in ("&", "|", "^"):
+            n = max(x.bit_length() if x >= 0 else (x + 1).bit_length() for x in (a, b, c, d))
+            return -(1 << n), (1 << n) - 1
         if a < 0 or c < 0:
             raise gap(f"{z.op} of what may be negative")
         match z.op:

@@ -72,6 +72,12 @@ def build(op: str, *args: Value) -> Value:
             return True
         case "|", ((a, int(k)) | (int(k), a)) if k == 0:
             return a
+        case ("&" | "|"), (Node(same, (a, int(j))), int(k)) if same == op:
+            return build(op, a, FOLD[op](j, k))
+        case "&", (Node("|", (a, int(j))), int(k)) if j & k == 0:
+            return build(op, a, k)
+        case "|", (Node("&", (a, int(j))), int(k)) if j | k == -1:
+            return build(op, a, k)
         case "==", (int(), Node()):
             return build(op, *reversed(args))
         case "==", (Node("ite", (c, a, b)), int(k)):

@@ -1,0 +1,244 @@
+"""Rings: what the processor does with a guest's segment registers, and by whose leave it enters one.
+
+The tables in force are looked up where Xen put them; every step is the manual's procedure (spec.x86), executed by a guest that may
+hold any numbers in its other registers and find any words on its stack.  So these come as arguments.
+"""
+from collections.abc import Callable
+
+from spec.abi import PF, Xen2003
+from spec.descriptors import descriptor_at, is_guest_code_selector
+from spec.kernel import DomId, Index, State, guard, predicate, require, transition
+from spec.x86.descriptors import PRESENT, RPL, TI, TRAP_GATE
+from spec.x86.interrupts import interrupt_return, software_interrupt
+from spec.x86.paging import Fault
+from spec.x86.segments import Registers, Segment, keep, load_data, load_stack
+from spec.x86.stacks import Tss, outer_stack
+from spec.x86.transfers import far_call, far_jump, far_return, return_target
+
+ES, CS, SS, DS, FS, GS = range(6)           # the manual's numbers of the registers
+
+
+# --- the tables in force -----------------------------------------------------------------------------------------------------
+
+@predicate
+def xens_descriptor(s: State, i: Index) -> int:
+    """Descriptor i of Xen's default GDT: its own ones, and nothing else."""
+    if i < Xen2003.RESERVED or i >= Xen2003.RESERVED_END:
+        return 0
+    return s.xen_descriptor[Index(i << 1)] | s.xen_descriptor[Index(i << 1 | 1)] << 32
+
+
+@predicate
+def in_gdt(s: State, d: DomId, i: Index) -> int:
+    """Descriptor i of the domain's GDT; 0 beyond its limit, or where there is no page."""
+    n = Index(i >> 9)
+    if i >= s.gdt_entries[d]:
+        return 0
+    if s.has_gdt[d, n]:
+        return descriptor_at(s, s.gdt[d, n], Index((i & 0x1FF) << 1))
+    return xens_descriptor(s, i)
+
+
+def in_ldt(s: State, d: DomId, i: Index) -> int:
+    """Descriptor i of the domain's LDT, 0 beyond its limit; a page that is not mapped yet faults into Xen, which may map it."""
+    n = Index(i >> 9)
+    if i >= s.ldt_entries[d]:
+        return 0
+    if not s.has_ldt[d, n]:
+        raise Fault(PF, 0)
+    return descriptor_at(s, s.ldt[d, n], Index((i & 0x1FF) << 1))
+
+
+def named(s: State, d: DomId, selector: int) -> int:
+    """The descriptor that a selector names."""
+    if selector & TI != 0:
+        return in_ldt(s, d, Index(selector >> 3))
+    return in_gdt(s, d, Index(selector >> 3))
+
+
+def table_of(s: State, d: DomId) -> Callable[[int], int]:
+    """The domain's tables as the processor's procedures want them."""
+    return lambda selector: named(s, d, selector)
+
+
+def popping(*words: int) -> Callable[[int], int]:
+    """A stack that has these words, in the order in which a procedure asks for them."""
+    rest = list(words)
+    return lambda offset: rest.pop(0)
+
+
+# --- the registers -----------------------------------------------------------------------------------------------------------
+
+@predicate
+def ring_of(s: State, d: DomId) -> int:
+    """The privilege at which the domain runs."""
+    return s.selector[d, Index(CS)] & RPL
+
+
+def register(s: State, d: DomId, r: int) -> Segment:
+    """A segment register."""
+    return Segment(s.selector[d, Index(r)], s.segment[d, Index(r)])
+
+
+def registers(s: State, d: DomId, eip: int, esp: int, eflags: int) -> Registers:
+    """The domain's segment registers, with any others."""
+    return Registers(register(s, d, CS), register(s, d, SS), register(s, d, DS), register(s, d, ES), register(s, d, FS),
+                     register(s, d, GS), eip, esp, eflags)
+
+
+def put_register(s: State, d: DomId, r: int, new: Segment) -> None:
+    """Load a segment register."""
+    s.selector[d, Index(r)] = Index(new.selector)
+    s.segment[d, Index(r)] = new.q
+
+
+def put_code(s: State, d: DomId, new: Registers) -> None:
+    """What a transfer in one ring loads."""
+    put_register(s, d, CS, new.cs)
+
+
+def put_stack(s: State, d: DomId, new: Registers) -> None:
+    """What a transfer to an inner ring loads."""
+    put_register(s, d, CS, new.cs)
+    put_register(s, d, SS, new.ss)
+
+
+def put_all(s: State, d: DomId, new: Registers) -> None:
+    """What a return to an outer ring loads, or makes unusable."""
+    put_stack(s, d, new)
+    put_register(s, d, DS, new.ds)
+    put_register(s, d, ES, new.es)
+    put_register(s, d, FS, new.fs)
+    put_register(s, d, GS, new.gs)
+
+
+def tss_of(s: State, d: DomId) -> Tss:
+    """The one TSS: Xen's stack for ring 0, the domain's for ring 1."""
+    return Tss(0x840, 0x67, Xen2003.XEN_DS, 0, s.kernel_ss[d], 0, 0, 0)
+
+
+@guard("RING-1", source="xen-2003.md §1")
+def require_segmented(s: State) -> None:
+    """Segments protect Xen on x86-32 only."""
+    require(s.profile.guest_end != 0, "RING-1.1")   # the profile has segments
+
+
+@guard("RING-2", source="SDM 3A §5.5")
+def require_running(s: State, d: DomId) -> None:
+    """Who executes something has code."""
+    require_segmented(s)
+    require(s.segment[d, Index(CS)] != 0, "RING-2.1")   # the domain runs
+
+
+# --- what a guest executes ---------------------------------------------------------------------------------------------------
+
+@transition("SEG-1", source="SDM vol. 2 MOV; vol. 3A §5.6", keys=("dom", "index", "index"))
+def load_data_segment(s: State, d: DomId, r: Index, selector: int) -> None:
+    """A guest loads a data segment register."""
+    require_running(s, d)
+    require((r == DS) | (r == ES) | (r == FS) | (r == GS), "SEG-1.1")   # one for data
+    put_register(s, d, r, load_data(named(s, d, selector), selector, ring_of(s, d)))
+
+
+@transition("SEG-2", source="SDM vol. 2 MOV; vol. 3A §5.7", keys=("dom", "index"))
+def load_stack_segment(s: State, d: DomId, selector: int) -> None:
+    """A guest loads SS."""
+    require_running(s, d)
+    put_register(s, d, SS, load_stack(named(s, d, selector), selector, ring_of(s, d)))
+
+
+@transition("SEG-3", source="SDM vol. 2 JMP; vol. 3A §5.8", keys=("dom", "index", "word"))
+def jump(s: State, d: DomId, selector: int, offset: int) -> None:
+    """A guest jumps to a far pointer."""
+    require_running(s, d)
+    put_code(s, d, far_jump(registers(s, d, 0, 0, 0), table_of(s, d), selector, offset))
+
+
+@transition("SEG-4", source="SDM vol. 2 CALL; vol. 3A §5.8", keys=("dom", "index", "word", "word"))
+def call(s: State, d: DomId, selector: int, offset: int, esp: int) -> None:
+    """A guest calls a far pointer, perhaps a gate."""
+    require_running(s, d)
+    put_stack(s, d, far_call(registers(s, d, 0, esp, 0), table_of(s, d), tss_of(s, d), selector, offset).registers)
+
+
+@transition("SEG-5", source="SDM vol. 2 RET; vol. 3A §5.8.6", keys=("dom", "word", "word", "word", "word", "word"))
+def far_ret(s: State, d: DomId, sp: int, eip: int, cs: int, esp: int, ss: int) -> None:
+    """A guest returns to a far address."""
+    require_running(s, d)
+    put_all(s, d, far_return(registers(s, d, 0, sp, 0), table_of(s, d), popping(eip, cs, ss, esp)))
+
+
+@transition("SEG-6", source="SDM vol. 2 IRET", keys=("dom", "word", "word", "word", "word", "word", "word"))
+def iret(s: State, d: DomId, sp: int, eip: int, cs: int, eflags: int, esp: int, ss: int) -> None:
+    """A guest returns from an interrupt."""
+    require_running(s, d)
+    new = interrupt_return(registers(s, d, 0, sp, 0), table_of(s, d), tss_of(s, d), popping(eip, cs, eflags, ss, esp))
+    put_all(s, d, new)
+
+
+@predicate
+def fast_gate(s: State, d: DomId) -> int:
+    """The trap gate that Xen makes of a guest's fast trap."""
+    v = s.fast_trap[d]
+    ip = s.trap_ip[d, v]
+    return (ip & 0xFFFF | s.trap_cs[d, v] << 16 | TRAP_GATE << 40 | (s.trap_flags[d, v] & 3) << 45 | PRESENT
+            | (ip >> 16) << 48)
+
+
+@transition("SEG-7", source="SOSP'03 §3.2.2; xen-2003.md §7.4", keys=("dom", "word"))
+def fast_trap(s: State, d: DomId, esp: int) -> None:
+    """An application's system call goes straight to its kernel, through a gate that Xen checked when it was asked for."""
+    require_running(s, d)
+    require(s.fast_trap[d] != 0, "SEG-7.1")         # there is one
+    new = software_interrupt(registers(s, d, 0, esp, 0), table_of(s, d), tss_of(s, d), fast_gate(s, d), s.fast_trap[d])
+    put_stack(s, d, new.registers)
+
+
+# --- what Xen does on its way back to a guest --------------------------------------------------------------------------------
+
+@transition("SEG-8", source="xen-2003.md §7.5, §7.6", keys=("dom", "index", "index"))
+def enter(s: State, d: DomId, cs: int, ss: int) -> None:
+    """Xen lets a guest run: at its own interrupted place, or at a handler of its kernel; the processor checks both selectors."""
+    require_segmented(s)
+    require(cs & RPL != 0, "SEG-8.1")               # not in ring 0
+    table = table_of(s, d)
+    code, stack = return_target(table, cs, 0), outer_stack(table, ss, cs & RPL)
+    put_register(s, d, CS, code)
+    put_register(s, d, SS, stack)
+
+
+@transition("SEG-9", source="xen-2003.md §7.6", keys=("dom", "index", "index"))
+def reload(s: State, d: DomId, r: Index, selector: int) -> None:
+    """Xen restores a data segment register in ring 0; on the way out the processor takes away what the guest's ring may not have."""
+    require_running(s, d)
+    require((r == DS) | (r == ES) | (r == FS) | (r == GS), "SEG-9.1")   # one for data
+    put_register(s, d, r, keep(load_data(named(s, d, selector), selector, 0), ring_of(s, d)))
+
+
+# --- what a guest asks for ---------------------------------------------------------------------------------------------------
+
+@transition("TRAP-1", source="xen-2003.md §7.1", keys=("dom", "index", "index", "word", "index"))
+def set_trap(s: State, d: DomId, v: Index, cs: int, ip: int, flags: int) -> None:
+    """A guest's handler of a vector is code of its own kernel, or the flat one that Xen gives it."""
+    require_segmented(s)
+    require(is_guest_code_selector(s, cs), "TRAP-1.1")  # a selector for ring 1, and none of Xen's own
+    s.trap_cs[d, v] = Index(cs)
+    s.trap_ip[d, v] = ip
+    s.trap_flags[d, v] = Index(flags)
+
+
+@transition("TRAP-2", source="SOSP'03 §3.2.2; xen-2003.md §7.4", keys=("dom", "index"))
+def set_fast_trap(s: State, d: DomId, v: Index) -> None:
+    """One vector of a guest's, none of the processor's or Xen's, may have a gate that leads past Xen."""
+    require_segmented(s)
+    require((v == 0) | (v == 0x80) | ((v >= 0x20) & (v <= 0x2F)), "TRAP-2.1")   # a vector for it, or none
+    require((v == 0) | (s.trap_flags[d, v] & 4 == 0), "TRAP-2.2")   # its handler need not have events masked
+    s.fast_trap[d] = v
+
+
+@transition("STACK-1", source="xen-2003.md §7.7", keys=("dom", "index"))
+def switch_stack(s: State, d: DomId, ss: int) -> None:
+    """The guest kernel says which stack it is to be entered on."""
+    require_segmented(s)
+    require(ss & RPL != 0, "STACK-1.1")             # not one of ring 0
+    s.kernel_ss[d] = Index(ss)
