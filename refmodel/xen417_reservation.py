@@ -9,6 +9,7 @@ from struct import pack, unpack
 
 from refmodel.guest import ModelError, demand
 from refmodel.references import Error, reap
+from refmodel.xen417_commands import DONE, MEMORY, SHORT
 from refmodel.xen417_entries import is_owned
 from refmodel.xen417_mmuext import MmuExtCalls
 from refmodel.xen417_pointers import ADDRESSES, addr_ok
@@ -60,7 +61,7 @@ class ReservationCalls(MmuExtCalls):
     @check("MEM-14", source="xen-4.17.md §10 increase, decrease, populate_physmap")
     def adjust(self, d: DomId, op: int, start: int, arg: int) -> int:
         """Extent after extent is done until one cannot be; the result is how many are."""
-        done = start
+        done, before = start, len(self.refusals)
         try:
             r = Reservation(*unpack(RESERVATION, self.read(d, arg, 32)))
             demand(r.count < 1 << 32 - X.EXTENT_SHIFT, "MEM-14.1", 0)   # not more extents than a continuation could name
@@ -77,6 +78,7 @@ class ReservationCalls(MmuExtCalls):
                 done += 1
         except (Error, Refused) as refusal:
             self.note(refusal)
+        self.did.append((MEMORY[op], SHORT if self.refusals[before:] else DONE))
         return done
 
     def require_plain(self, r: Reservation) -> None:

@@ -5,7 +5,7 @@ from typing import Final
 from spec.abi import DOMID_XEN, L1, NOBODY, RW, SEG_DESC, US, WRITABLE, P
 from spec.frames import LINEAR, PLAIN, TYPED, is_table, may_name, may_use, may_walk, mfn_of, refers_by
 from spec.kernel import CPU, DomId, Index, Mfn, State, Tag, counting, invariant, predicate
-from spec.tables import is_writable_self_map, is_xen_slot, is_xens, legal_bits
+from spec.tables import is_writable_self_map, is_xen_slot, is_xens, legal_bits, whose
 from spec.x86.paging import THROUGH_XEN
 from spec.x86.tlb import is_live, is_walking
 
@@ -103,7 +103,7 @@ def checked_entry_is_legal(s: State, g: Mfn, i: Index) -> bool:
 @invariant("SLOT-2", keys=("frame", "index"), source="SDM 3A §4.10.4")
 def left_entry_is_harmless(s: State, g: Mfn, i: Index) -> bool:
     """Until the flush, the entries of a table that a walk may still be in name frames that the table's owner could use."""
-    d = s.owner[g] if s.owner[g] != NOBODY else s.last_owner[g]
+    d = whose(s, g)
     if not walkable(s, g) or i >= s.profile.entries:
         return True
     t, e = s.type[g], s.word[g, i]
@@ -123,10 +123,10 @@ def left_entry_is_harmless(s: State, g: Mfn, i: Index) -> bool:
     return within_walk(s, d, f) and walkable(s, f) and lower_type(s, g, e)
 
 
-@invariant("XEN-1", keys=("index",), source="xen-2003.md §1; xen-4.17.md §2")
-def xen_slot_is_closed(s: State, i: Index) -> bool:
+@invariant("XEN-1", keys=("dom", "index"), source="xen-2003.md §1; xen-4.17.md §2")
+def xen_slot_is_closed(s: State, d: DomId, i: Index) -> bool:
     """What Xen keeps in its slots gives a guest no writable way in: segment limits keep it out, or the entry's own bits do."""
-    e = s.xen_word[i]
+    e = s.xen_word[d, i]
     if i < s.profile.xen_first or i > s.profile.xen_last or e & P == 0:
         return True
     if s.profile.guest_end != 0 and (i << 22) >= s.profile.guest_end:

@@ -3,7 +3,7 @@
 An allocation's outcome is the machine's choice, so whoever compares has to know it.  What Xen writes into the guest's list is not
 enough: if that fails, the frames are handed out all the same.
 """
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Final
 
@@ -21,12 +21,13 @@ NO_FRAME: Final = 0xFFFFFFFF
 
 
 class Allocations:
-    """The frames that a machine handed out to domain 0 since its reset."""
+    """The frames that a machine handed out to its domains since its reset."""
 
-    def __init__(self, frames: FrameTable) -> None:
-        self._frames, self._record = frames, frames.records()[0]
+    def __init__(self, frames: FrameTable, domids: Iterable[int]) -> None:
+        records = frames.records()
+        self._frames, self._records = frames, [records[d] for d in domids]
         self.ever: set[int] = set()
-        self._last: set[int] = set()
+        self._last: list[set[int]] = []
 
     def reset(self) -> None:
         """Nothing was handed out."""
@@ -39,28 +40,32 @@ class Allocations:
                 and action.args[0] & OPERATION in ALLOCATE)
 
     def look(self) -> None:
-        """Remember the end of the list before a call."""
-        self._last = set(islice(self._backwards(), KEPT))
+        """Remember the ends of the lists before a call."""
+        self._last = [set(islice(self._backwards(record), KEPT)) for record in self._records]
 
     def of(self, action: Action) -> tuple[int, ...]:
         """The first frame of each extent that the call handed out."""
         assert isinstance(action, Hypercall)
         words, order = told(action)
         given = set(words) if action.args[0] & OPERATION == X.EXCHANGE else set()
-        new: list[int] = []
-        for f in islice(self._backwards(), MOST):
-            if f in self._last:
-                break
-            if f not in given:              # an exchange that fails puts what was given at the end of the list
-                new.append(f)
-        new.reverse()
+        new = next((new for n in range(len(self._records)) if (new := self._new(n, given))), [])    # for one domain a call
         self.ever.update(new)
         return tuple(new[::1 << order])
 
-    def _backwards(self) -> Iterator[int]:
-        """The domain's frames, the last one first."""
+    def _new(self, n: int, given: set[int]) -> list[int]:
+        """The frames at the end of list n that were not there before the call."""
+        new = []
+        for f in islice(self._backwards(self._records[n]), MOST):
+            if f in self._last[n]:
+                break
+            if f not in given:              # an exchange that fails puts what was given at the end of the list
+                new.append(f)
+        return new[::-1]
+
+    def _backwards(self, record: int) -> Iterator[int]:
+        """The frames of the domain with this record, the last one first."""
         word = self._frames.word
-        at = self._frames.memory.word(self._record, LISTS + 1)
+        at = self._frames.memory.word(record, LISTS + 1)
         f = (at - FRAME_TABLE) // ROW if at else NO_FRAME
         while f != NO_FRAME:
             yield f

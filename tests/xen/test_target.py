@@ -26,7 +26,7 @@ def target(tools):
 
 @pytest.fixture(scope="module")
 def setup(target):
-    return default_setup("xen-4.17", target)
+    return default_setup("xen-4.17", target, domains=1)
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +116,13 @@ def test_what_is_handed_out_is_told(target, setup, machine, frame):
     assert (two.value, len(two.chose), one.value, len(one.chose)) == (2, 2, 1, 1)
     seen = memoryview(target.observe().frames).cast("Q")
     assert all(unpack_frame(seen[f])[0] == 0 for f in (*two.chose, *one.chose))
+
+
+def test_a_table_whose_own_leaf_keeps_it(target, setup, machine, frame):
+    program = [Store(0, va(21), frame(20) << 12 | 0x65), Store(0, va(20), frame(21) << 12 | 0x67),
+               *(Hypercall(0, X.UPDATE_VA_MAPPING, (va(page), 0, X.UVMF_INVLPG)) for page in (20, 21)),
+               extended(X.PIN_L1 + 1, frame(20)), reservation(X.DECREASE, (frame(20),)), extended(X.UNPIN, frame(20))]
+    assert play(machine, target, setup, program).agrees
 
 
 def test_what_is_handed_out_untold_is_known_all_the_same(target, setup, machine):
