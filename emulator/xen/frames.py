@@ -225,6 +225,13 @@ class FrameTable:
         heads = records[np.flatnonzero(np.diff(records, prepend=np.uint64(ONES)))]
         return [int(r) for r in np.unique(heads) if r]
 
+    def owned(self, record: int) -> Array:
+        """For each frame whether it belongs to the domain with this record."""
+        rows = self.raw()
+        used = (rows[:, 1] & np.uint64((1 << 57) - 1) != 0) & (rows[:, 3] != np.uint64(ONES))
+        mine: Array = used & (rows[:, 3] & np.uint64(0xFFFFFFFF) == np.uint64(record))
+        return mine
+
     def records(self) -> dict[int, int]:
         """domid -> frame of its record, of the domains that own a frame."""
         rows = self.raw()

@@ -5,7 +5,7 @@ enough: if that fails, the frames are handed out all the same.
 """
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 from emulator.xen.frames import FRAME_TABLE, LISTS, ROW, FrameTable
 from spec.abi import Xen417
@@ -17,6 +17,7 @@ OPERATION: Final = (1 << X.EXTENT_SHIFT) - 1
 KEPT: Final = 24                            # last frames of the list that are remembered: more than a call takes from its end
 MOST: Final = 1 << 12                       # frames that one call hands out
 ORDER, WANTED = 2, 4                        # words of a reservation: its order, and where the second one of an exchange begins
+MOST_ORDER: Final = 20
 NO_FRAME: Final = 0xFFFFFFFF
 
 
@@ -28,6 +29,7 @@ class Allocations:
         self._frames, self._records = frames, [records[d] for d in domids]
         self.ever: set[int] = set()
         self._last: list[set[int]] = []
+        self._owned: list[Any] = []
 
     def reset(self) -> None:
         """Nothing was handed out."""
@@ -40,25 +42,33 @@ class Allocations:
                 and action.args[0] & OPERATION in ALLOCATE)
 
     def look(self) -> None:
-        """Remember the ends of the lists before a call."""
+        """Remember the domains' frames before a call, and which ones end the lists."""
         self._last = [set(islice(self._backwards(record), KEPT)) for record in self._records]
+        self._owned = [self._frames.owned(record) for record in self._records]
 
-    def of(self, action: Action) -> tuple[int, ...]:
-        """The first frame of each extent that the call handed out."""
+    def of(self, action: Action, root: int) -> tuple[int, ...]:
+        """The first frame of each extent that the call handed out; `root` is the caller's base."""
         assert isinstance(action, Hypercall)
-        words, order = told(action)
-        given = set(words) if action.args[0] & OPERATION == X.EXCHANGE else set()
-        new = next((new for n in range(len(self._records)) if (new := self._new(n, given))), [])    # for one domain a call
+        new = next((new for n in range(len(self._records)) if (new := self._new(n))), [])   # for one domain a call
         self.ever.update(new)
-        return tuple(new[::1 << order])
+        return tuple(new[::1 << self._order(action, root)] if new else ())
 
-    def _new(self, n: int, given: set[int]) -> list[int]:
-        """The frames at the end of list n that were not there before the call."""
+    def _order(self, action: Hypercall, root: int) -> int:
+        """The order of the extents that the caller wants: Xen read it, so it is there."""
+        at = action.args[1] + 8 * (ORDER + (WANTED if action.args[0] & OPERATION == X.EXCHANGE else 0))
+        memory, octets = self._frames.memory, bytearray()
+        for va in (at & ~7, (at & ~7) + 8):         # a word may lie anywhere
+            frame = memory.walk(root, va)
+            octets += (memory.word(frame, va >> 3 & 511) if frame is not None else 0).to_bytes(8, "little")
+        return min(octets[at & 7], MOST_ORDER)
+
+    def _new(self, n: int) -> list[int]:
+        """The frames at the end of list n that were not the domain's before the call."""
         new = []
         for f in islice(self._backwards(self._records[n]), MOST):
             if f in self._last[n]:
                 break
-            if f not in given:              # an exchange that fails puts what was given at the end of the list
+            if not self._owned[n][f]:       # an exchange that fails puts what was given at the end of the list
                 new.append(f)
         return new[::-1]
 
@@ -70,14 +80,3 @@ class Allocations:
         while f != NO_FRAME:
             yield f
             f = word(f, 0) >> 32
-
-
-def told(action: Hypercall) -> tuple[tuple[int, ...], int]:
-    """The words that the caller wrote from the reservation on, and the order of the extents that it wants."""
-    for address, words in action.data:
-        at = action.args[1] - address
-        if 0 <= at < 8 * len(words) and not at & 7:
-            rest = words[at >> 3:]
-            place = ORDER + (WANTED if action.args[0] & OPERATION == X.EXCHANGE else 0)
-            return rest, min(rest[place] & 0xFF if len(rest) > place else 0, 20)
-    return (), 0

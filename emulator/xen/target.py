@@ -142,7 +142,7 @@ class XenTarget:
                 self._perform(actions, first, n, result)
                 self._allocations.look()
                 self._perform(actions, n, n + 1, result)
-                result[-1].chose = self._allocations.of(action)
+                result[-1].chose = self._allocations.of(action, self._base(action.dom))
                 first = n + 1
             elif n - first == most:
                 self._perform(actions, first, n, result)
@@ -210,7 +210,11 @@ class XenTarget:
         shown = set(np.flatnonzero(tables).tolist()) | set(self._memory) | self._allocations.ever
         rows = tuple(f for f in sorted(shown) if table.owner[f] != NOBODY)
         return Observation(frames.frames, words.tobytes(), frames.memory.pages[list(rows)].tobytes(), frames.m2p().tobytes(),
-                           {d: frames.memory.word(*place) for d, place in self._bases.items()}, rows)
+                           {d: self._base(d) for d in self._bases}, rows)
+
+    def _base(self, d: int) -> int:
+        """The frame of a domain's base."""
+        return self._frames.memory.word(*self._bases[d])
 
     def kill(self) -> None:
         """End QEMU, as if it had crashed."""

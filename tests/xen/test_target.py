@@ -133,6 +133,19 @@ def test_what_is_handed_out_untold_is_known_all_the_same(target, setup, machine)
     assert play(machine, target, setup, [nowhere]).agrees
 
 
+def test_what_an_exchange_that_fails_gives_back_is_not_handed_out(target, setup, machine, frame):
+    """Its list is written beforehand, so the call alone does not say what it gives; Xen puts that at the end of its own list."""
+    gone = Hypercall(0, X.UPDATE_VA_MAPPING, (va(12), 0, 2))
+    words = (BUFFER + 128, 2, 0, DOMID_SELF, BUFFER + 144, 1, 1, DOMID_SELF, 0)
+    write = [Store(0, BUFFER + 8 * n, w) for n, w in enumerate(words)]
+    write += [Store(0, BUFFER + 128, frame(12)), Store(0, BUFFER + 136, frame(-1))]      # the second one is in use
+    program = [gone, *write, Hypercall(0, X.MEMORY_OP, (X.EXCHANGE, BUFFER)), reservation(X.INCREASE, (0,))]
+    assert play(machine, target, setup, program).agrees
+    target.reset(setup)
+    *_, exchanged, increased = target.run(program)
+    assert (exchanged.chose, len(increased.chose)) == ((), 1)
+
+
 def test_a_death_is_reported_and_survived(target, setup, machine, frame):
     suicide = listed(X.MMU_UPDATE, (frame(-1) << 12, 0), 1, 0, DOMID_SELF)      # the executor's slot of the root
     target.reset(setup)
