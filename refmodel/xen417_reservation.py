@@ -141,13 +141,14 @@ class ReservationCalls(MmuExtCalls):
         return f
 
     def candidates(self, size: int, bound: int, spared: frozenset[int]) -> Iterator[int]:
-        """The extent that the other machine chose, or the free ones, lowest first."""
+        """The extent that the other machine chose, or all, lowest first; but only free ones."""
         self.choices.counts["allocation"] += 1
-        n = len(self.chose)
+        n, end, start = len(self.chose), min(self.setup.frames, bound), -(-self.pool_start // size) * size
         if self.hint is not None and n < len(self.hint.chose):
-            yield self.hint.chose[n]
+            first = self.hint.chose[n]
+            if all(self.is_free(f, self.setup.frames) for f in range(first, first + size)):
+                yield first
             return
-        end, start = min(self.setup.frames, bound), -(-self.pool_start // size) * size
         for first in (*sorted({f & -size for f in self.released}), *range(start, end - size + 1, size)):
             if all(self.is_free(f, end) and f not in spared for f in range(first, first + size)):
                 yield first
