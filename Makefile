@@ -1,6 +1,10 @@
-# xenspec.  `make run` fuzzes for half a minute, `make test` checks everything; all set up what they need in .venv.
+# xenspec.  `make run` fuzzes for half a minute, `make run-xen` does so on the real Xen, `make test` checks everything; all set up
+# what they need in .venv.
 PYTHON          ?= python3
 SECONDS_TO_FUZZ ?= 30
+DOMAINS         ?= 2
+SEED            ?=
+XEN             ?=
 PYTEST_FLAGS    ?=
 
 VENV  := .venv
@@ -10,12 +14,17 @@ READY := $(VENV)/.ready
 # Whatever environment the caller is in, only .venv counts.
 unexport PYTHONPATH PYTHONHOME PYTHONSAFEPATH VIRTUAL_ENV PIP_USER PIP_TARGET PIP_PREFIX
 
-.PHONY: run test bench prove mutants real-xen lint clean
+.PHONY: run run-xen test bench prove mutants real-xen lint clean
 .DELETE_ON_ERROR:
 
 run: $(READY)
 	$(BIN)/xenspec fuzz --seconds $(SECONDS_TO_FUZZ)
 	$(BIN)/xenspec selftest --quick
+
+# The same on the real Xen: domain 0 and, with DOMAINS=2, an unprivileged one.
+run-xen: real-xen
+	$(BIN)/xenspec fuzz --profile xen-4.17 --target xen --seconds $(SECONDS_TO_FUZZ) --domains $(DOMAINS) --workers 1 \
+	    $(if $(SEED),--seed $(SEED)) $(if $(XEN),--xen $(XEN))
 
 test: lint
 	$(BIN)/python -m pytest -n 2 $(PYTEST_FLAGS)

@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from rich.console import RenderableType
 
-from oracle.campaign import SMALL_MEMORY, WHOLE_EVERY, CampaignSpec, Runner
 from oracle.judge import describe, show
 from oracle.report import plain_table
+from oracle.runner import SMALL_MEMORY, WHOLE_EVERY, BootedRunner, CampaignSpec
 from oracle.targets import HarnessError, ModelTarget, Target, default_setup, open_target
 from spec.abi import PAGE_SIZE, RW, A, D, P, Xen2003
 from spec.vocabulary import Action, DomainSetup, Hypercall, Load, Setup, Store
@@ -154,7 +154,7 @@ def check_outcomes(what: Mix, target: Target, actions: Sequence[Action]) -> None
             raise HarnessError(f"target {target.name}: {what.name}: {describe(action)} ends with {show(action, outcome)}")
 
 
-def loop_rate(runner: Runner, programs: int = PROGRAMS) -> float:
+def loop_rate(runner: BootedRunner, programs: int = PROGRAMS) -> float:
     """Compared actions a second: generated, run on the model and the target, compared."""
     done = 0
 
@@ -167,7 +167,7 @@ def loop_rate(runner: Runner, programs: int = PROGRAMS) -> float:
     return best_rate(lambda: None, work)
 
 
-def compared(runner: Runner, index: int) -> int:
+def compared(runner: BootedRunner, index: int) -> int:
     """The actions of one program; what `Runner.run` does when there is nothing to report."""
     actions, expected = runner.generate(index)
     outcomes, seen = runner.execute(actions)
@@ -205,11 +205,10 @@ def run_bench(target: str = "emulator", on_row: Callable[[Row], None] = lambda _
     return rows
 
 
-def runner_of(target: Target, domains: int, frames: int) -> Runner:
+def runner_of(target: Target, domains: int, frames: int) -> BootedRunner:
     """The oracle's loop on a machine of that size, and no other."""
     spec = CampaignSpec(PROFILE, target.name, domains=domains, frames=frames, seconds=0.0, varied=False)
-    setup = default_setup(PROFILE, target, domains=domains, pages=spec.pages, frames=frames)
-    return Runner(spec, target, setup, lambda *_: None)
+    return BootedRunner(spec, target, lambda *_: None)
 
 
 def bench_report(rows: Sequence[Row]) -> RenderableType:
@@ -221,7 +220,7 @@ def bench_report(rows: Sequence[Row]) -> RenderableType:
     return table
 
 
-def bench_document(rows: Sequence[Row]) -> dict[str, Any]:
-    """The rows as JSON."""
-    return {"summary": {"rows": [
+def bench_document(rows: Sequence[Row], missing: str = "") -> dict[str, Any]:
+    """The rows as JSON, and why some are missing, if any are."""
+    return {"summary": {"missing": missing, "rows": [
         {"name": r.name, "value": r.value, "unit": r.unit, "ratio": r.ratio, "ratio_to": r.ratio_to} for r in rows]}}

@@ -7,10 +7,8 @@ dies or hangs is a harness failure of the program it was at, which is generated 
 import gc
 import multiprocessing as mp
 import os
-import random
 import sys
 import time
-import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -21,83 +19,34 @@ from typing import Any, Final
 from oracle import coverage
 from oracle.coverage import Coverage
 from oracle.generate import Generator
-from oracle.ground import Ground
-from oracle.judge import Verdict, judge
-from oracle.live import Player, play, play_generated
+from oracle.live_runner import runner_for
+from oracle.runner import (
+    GENERATING,
+    SHRINKING,
+    STRETCH,
+    CampaignSpec,
+    Divergence,
+    HarnessFailure,
+    ModelFinding,
+    Report,
+    length_of,
+    machine_of,
+    program_random,
+)
 from oracle.schema import ProgramError
-from oracle.shrink import BUDGET, shrink
-from oracle.targets import HarnessError, RealTarget, Target, default_setup, model_of, open_target, planted
+from oracle.targets import REAL_TARGET, HarnessError, Target, harness_error, open_target, planted
 from oracle.worker import uninterrupted
-from refmodel import ModelError, audit, boot
-from spec.abi import Xen2003
-from spec.profile import PROFILES
-from spec.vocabulary import Action, Observation, Outcome, Setup
+from refmodel import boot
+from spec.vocabulary import Action, Setup
 
-STRETCH: Final = 16                             # programs that a worker is given at a time
 AHEAD: Final = 2                                # stretches that a worker has in hand, so that it never waits
-SMALL_MEMORY: Final = 4 << 20                   # up to this much guest memory is compared whole after every program,
-WHOLE_EVERY: Final = 64                         # more than that only this often
-AUDIT_EVERY: Final = 500                        # programs
-LIVE_AUDIT_EVERY: Final = 20                    # the longer programs of a real machine
-LIVE_LENGTH: Final = 2000                       # their actions
-LIVE_BUDGET: Final = 60                         # runs to shrink one
 MOST_DIVERGENT: Final = 100                     # divergent programs, of whatever kinds, that end a campaign
 MOST_FAILURES: Final = 20                       # harness failures, or findings against the model, that end a campaign
 MOST_BARREN: Final = 3                          # workers in a row that die without having run a program
-GENERATING, RUNNING, JUDGING, SHRINKING = range(4)
-# Which machine the stretches of a campaign run on, in turn: 0 is the one that was asked for, the others are variations of it.
-TURNS: Final = (0, 1, 0, 2, 0, 0, 3, 0)
 
 
 class CampaignError(Exception):
     """The campaign cannot run: its target does not start."""
-
-
-@dataclass(frozen=True, slots=True)
-class CampaignSpec:
-    """What a campaign runs.  With `actions` it is reproducible; with `seconds` it ends by the clock."""
-    profile: str = "xen-2003"
-    target: str = "emulator"
-    seed: int = 0
-    seconds: float | None = None
-    actions: int | None = None
-    workers: int = 1
-    length: int = 150                           # actions of a program
-    domains: int = 2
-    pages: int = 64
-    frames: int = 2048
-    plant: str = ""                             # a bug to plant in the target
-    distinct: int = 10                          # divergences that end the campaign
-    hang_seconds: float = 30.0                  # without progress: the worker hangs
-    varied: bool = True                         # some programs run on machines of other shapes
-
-
-@dataclass(frozen=True, slots=True)
-class Divergence:
-    """A program on which target and model do not agree, shrunk."""
-    setup: Setup
-    index: int
-    original: int                               # actions before shrinking
-    actions: tuple[Action, ...]
-    verdict: Verdict
-    runs: int                                   # that shrinking took; 0: as generated
-
-
-@dataclass(frozen=True, slots=True)
-class HarnessFailure:
-    """A program that the target did not survive, or did not end."""
-    setup: Setup
-    index: int
-    what: str
-    actions: tuple[Action, ...]                 # empty if generating it again is not safe
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFinding:
-    """A program after which the model itself is in doubt: an invariant broken, a token left, an exception."""
-    index: int
-    rule: str
-    what: str
 
 
 @dataclass(slots=True)
@@ -113,9 +62,11 @@ class CampaignResult:
     model_findings: list[ModelFinding] = field(default_factory=list)
     looseness: Counter[str] = field(default_factory=Counter)
     declared: Counter[str] = field(default_factory=Counter)     # actions left out, by the declared difference
+    commands: Counter[tuple[str, str]] = field(default_factory=Counter)     # given, by name and by what came of them
     coverage: Coverage = field(default_factory=dict)
     seconds: float = 0.0
     found_after: int = 0                        # actions up to and including the first divergent program
+    raw: int = 0                                # steps of bursts, besides the actions
 
     @property
     def seed(self) -> int:
@@ -128,61 +79,7 @@ class CampaignResult:
         return not (self.divergences or self.harness_failures or self.model_findings)
 
 
-def program_random(seed: int, index: int) -> random.Random:
-    """The random numbers of one program."""
-    return random.Random(f"{seed}/{index}")
-
-
-def machines(spec: CampaignSpec, target: Target) -> tuple[Setup, ...]:
-    """The machine that was asked for and, if it may vary, others: a pool at its limit, more domains, two L1 tables."""
-    asked = default_setup(spec.profile, target, domains=spec.domains, pages=spec.pages, frames=spec.frames)
-    if not spec.varied or isinstance(target, RealTarget):
-        return (asked,)
-    profile = PROFILES[spec.profile]
-    free = Xen2003.SLACK - 1 if profile.guest_end else 1        # an increase by one frame fails, or only just not
-    least = spec.domains * (spec.pages + 1) + free
-    wanted = ((spec.domains, spec.pages, least + target.needs(least + asked.xen_frames)[0]),
-              (3, 16, spec.frames),
-              (1, profile.entries + 76, spec.frames + 2 * profile.entries))
-    others = []
-    for domains, pages, frames in wanted:
-        try:
-            others.append(default_setup(spec.profile, target, domains=domains, pages=pages, frames=frames))
-        except ProgramError:                    # it does not fit: this target's Xen is too big
-            others.append(asked)
-    return (asked, *others)
-
-
-def machine_of(setups: Sequence[Setup], index: int) -> Setup:
-    """The machine that program `index` runs on."""
-    return setups[TURNS[index // STRETCH % len(TURNS)] if len(setups) > 1 else 0]
-
-
-def length_for(target: str) -> int:
-    """How long programs usually are: where a reset costs much, longer."""
-    return LIVE_LENGTH if target == "xen" else CampaignSpec().length
-
-
-def length_of(spec: CampaignSpec, index: int) -> int:
-    """How many actions program `index` has: the last one of a campaign may be shorter."""
-    return spec.length if spec.actions is None else min(spec.length, spec.actions - index * spec.length)
-
-
 # --- the worker --------------------------------------------------------------------------------------------------------------
-
-@dataclass(slots=True)
-class _Report:
-    """What a worker says of programs [start, stop)."""
-    start: int
-    stop: int
-    actions: int = 0
-    looseness: Counter[str] = field(default_factory=Counter)
-    declared: Counter[str] = field(default_factory=Counter)     # actions left out, by the declared difference
-    coverage: Coverage = field(default_factory=dict)
-    divergences: list[Divergence] = field(default_factory=list)
-    failures: list[HarnessFailure] = field(default_factory=list)
-    findings: list[ModelFinding] = field(default_factory=list)
-
 
 @dataclass(frozen=True, slots=True)
 class _Stretch:
@@ -190,133 +87,6 @@ class _Stretch:
     start: int
     stop: int
     shrink: bool = True
-
-
-class Runner:
-    """Runs programs of a campaign in this process."""
-
-    def __init__(self, spec: CampaignSpec, target: Target, setup: Setup, tell: Callable[[int, int], None],
-                 others: Sequence[Setup] = ()) -> None:
-        self.spec = spec
-        self.target = target
-        self.setups = (setup, *others)
-        self.tell = tell                        # called with the program and the phase whenever something moves
-        self.generators: dict[Setup, Generator] = {}
-        self.use(setup)
-        self.shrunk: set[tuple[str, str, str]] = set()
-
-    def use(self, setup: Setup) -> None:
-        """Run the next program on this machine."""
-        self.setup = setup
-        if setup not in self.generators:
-            machine = model_of(self.target, setup)
-            ground = Ground(machine, *self.target.ground()) if isinstance(self.target, RealTarget) else None
-            self.generators[setup] = Generator(machine, ground)
-        self.generator = self.generators[setup]
-        self.machine = self.generator.machine
-
-    def generate(self, index: int) -> tuple[list[Action], list[Outcome]]:
-        """Program `index` and the model's outcomes; the machine is left as after its last action."""
-        self.tell(index, GENERATING)
-        return self.generator.program(program_random(self.spec.seed, index), length_of(self.spec, index))
-
-    def execute(self, actions: Sequence[Action]) -> tuple[list[Outcome], Observation]:
-        """Run a program on the target, from its boot, and look at it."""
-        try:
-            self.target.reset(self.setup)
-            outcomes = self.target.run(actions)
-            return outcomes, self.target.observe()
-        except HarnessError:
-            raise
-        except Exception as e:
-            raise HarnessError(f"target {self.target.name}: {type(e).__name__}: {e}") from e
-
-    def run(self, index: int, report: _Report, shrinking: bool = True) -> None:
-        """Run program `index` and enter in the report what came of it."""
-        setup = machine_of(self.setups, index)
-        if setup is not self.setup:
-            self.use(setup)
-        if isinstance(self.target, RealTarget):
-            self.run_live(index, report, shrinking)
-            return
-        choices, start = self.machine.choices, coverage.tallies()
-        met, forgiven = choices.counts.copy(), choices.forgiven.copy()
-        try:
-            actions, expected = self.generate(index)
-            coverage.merge(report.coverage, coverage.since(start))
-            if index % AUDIT_EVERY == 0:
-                self.audit(index, report)
-            self.tell(index, RUNNING)
-            outcomes, observation = self.execute(actions)
-            memory = (observation.extent - self.setup.xen_frames) * 4096
-            full = memory <= SMALL_MEMORY or index % WHOLE_EVERY == 0
-            report.actions += len(actions)
-            if outcomes != expected or self.machine.compare(observation, full):
-                self.tell(index, JUDGING)
-                verdict = judge(self.machine, actions, outcomes, observation, full=full)
-                report.looseness += verdict.looseness
-                if not verdict.agrees:
-                    report.divergences.append(self.divergence(index, actions, verdict, shrinking))
-            else:
-                report.looseness += choices.counts - met + (choices.forgiven - forgiven)
-        except HarnessError as e:
-            report.failures.append(HarnessFailure(setup, index, str(e), tuple(actions)))
-        except ModelError as e:
-            report.findings.append(ModelFinding(index, "", f"the program left the vocabulary: {e}"))
-        except Exception:                       # a mistake of the model or the generator: as much a finding as a broken invariant
-            report.findings.append(ModelFinding(index, "", traceback.format_exc(limit=-6)))
-
-    def run_live(self, index: int, report: _Report, shrinking: bool) -> None:
-        """The same for a real machine: made and compared piece by piece."""
-        start, generator = coverage.tallies(), self.generator
-        player = None
-        try:
-            self.tell(index, RUNNING)
-            generator.begin(program_random(self.spec.seed, index))
-            player = Player(self.machine, self.target, self.setup, lambda: self.tell(index, JUDGING))
-            play_generated(generator, player, length_of(self.spec, index), lambda: self.tell(index, RUNNING))
-            coverage.merge(report.coverage, coverage.since(start))
-            if index % LIVE_AUDIT_EVERY == 0 and player.verdict is None:
-                self.audit(index, report)
-            if player.verdict is not None:
-                report.divergences.append(self.divergence(index, player.actions, player.verdict, shrinking))
-        except HarnessError as e:
-            report.failures.append(HarnessFailure(self.setup, index, str(e), tuple(player.actions) if player else ()))
-        except ModelError as e:
-            report.findings.append(ModelFinding(index, "", f"the program left the vocabulary: {e}"))
-        except Exception:
-            report.findings.append(ModelFinding(index, "", traceback.format_exc(limit=-6)))
-        if player is not None:
-            report.actions += len(player.actions)
-            report.looseness += player.looseness
-        report.declared += generator.declared
-
-    def audit(self, index: int, report: _Report) -> None:
-        """Every invariant must hold of the model's state, and no token may be left."""
-        with coverage.uncounted():
-            violations = audit(self.machine.concrete)
-        report.findings.extend(ModelFinding(index, v.rule, f"{v.key}: {v.text}") for v in violations[:3])
-        report.findings.extend(ModelFinding(index, "", f"{name} tokens are left: {dict(left)}")
-                               for name, left in (("held", self.machine.s.held), ("held_type", self.machine.s.held_type))
-                               if any(left.values()))
-
-    def divergence(self, index: int, actions: Sequence[Action], verdict: Verdict, shrinking: bool) -> Divergence:
-        """A divergence, shrunk if it is the first of its kind here."""
-        if not shrinking or verdict.key in self.shrunk:
-            return Divergence(self.setup, index, len(actions), tuple(actions[:verdict.at + 1]), verdict, 0)
-        self.shrunk.add(verdict.key)
-
-        def again(candidate: Sequence[Action]) -> Verdict | None:
-            self.tell(index, SHRINKING)
-            try:
-                if isinstance(self.target, RealTarget):
-                    return play(self.machine, self.target, self.setup, candidate)
-                return judge(self.machine, candidate, *self.execute(candidate))
-            except (ModelError, HarnessError):
-                return None
-        with coverage.uncounted():
-            found = shrink(actions, verdict, again, LIVE_BUDGET if isinstance(self.target, RealTarget) else BUDGET)
-        return Divergence(self.setup, index, len(actions), found.actions, found.verdict, found.runs)
 
 
 Opener = Callable[[str], Target]
@@ -340,27 +110,29 @@ def _work(spec: CampaignSpec, opener: Opener, pipe: Connection, progress: Any) -
         try:
             target = opener(spec.target)
             stack.callback(target.close)
-            setups = machines(spec, target)
+            runner = runner_for(spec, target, tell)
             if spec.plant:
                 stack.enter_context(planted(target, spec.plant))
-            runner = Runner(spec, target, setups[0], tell, setups[1:])
         except (HarnessError, ProgramError) as e:
             pipe.send(str(e))
             return
         except Exception as e:
-            pipe.send(f"{type(e).__name__}: {e}")
+            pipe.send(str(harness_error(spec.target, e)))
             return
-        pipe.send(setups)
+        pipe.send(runner.setups)
         gc.freeze()                             # what is here now stays: the collector need not look at it again
         gc.set_threshold(100_000, 20, 20)
         while (stretch := pipe.recv()) is not None:
-            report = _Report(stretch.start, stretch.stop)
+            report = Report(stretch.start, stretch.stop)
             for index in range(stretch.start, stretch.stop):
+                if runner.late():
+                    report.skipped = stretch.stop - index
+                    break
                 runner.run(index, report, stretch.shrink)
                 if report.divergences or report.failures or report.findings:
                     report.stop = index + 1     # what was found goes out at once, and the result may be cut here
                     pipe.send(report)
-                    report = _Report(index + 1, stretch.stop)
+                    report = Report(index + 1, stretch.stop)
             if report.start < report.stop:
                 pipe.send(report)
 
@@ -389,7 +161,7 @@ class _Worker:
         with suppress(OSError):                 # it is dead, which its end of the pipe will tell
             self.pipe.send(stretch)
 
-    def done(self, report: _Report) -> None:
+    def done(self, report: Report) -> None:
         """Part of the first stretch in hand has been reported."""
         first = self.stretches.popleft()
         if report.stop < first.stop:
@@ -426,7 +198,7 @@ class Campaign:
         self.again: deque[_Stretch] = deque()   # stretches of workers that died
         self.handed_out = 0                     # indices below this were handed out
         self.merged = 0                         # indices below this are in the result
-        self.reports: dict[int, _Report] = {}   # those that came before their turn, by start
+        self.reports: dict[int, Report] = {}   # those that came before their turn, by start
         self.barren = 0
         self.begun = time.monotonic()
 
@@ -446,8 +218,8 @@ class Campaign:
     # --- when it ends
 
     def out_of_time(self) -> bool:
-        """No more work is handed out."""
-        return self.spec.seconds is not None and time.monotonic() - self.begun >= self.spec.seconds
+        """No more work is handed out.  There is time until a worker is ready: that it never is must be seen."""
+        return self.spec.seconds is not None and bool(self.setups) and time.monotonic() - self.begun >= self.spec.seconds
 
     def enough(self) -> bool:
         """So much is found that going on makes no sense."""
@@ -534,7 +306,7 @@ class Campaign:
             else:
                 actions = regenerate(self.spec, self.setups, index) if phase != GENERATING else ()
                 failure = HarnessFailure(machine_of(self.setups, index), index, how, actions)
-                self.reports[index] = _Report(index, index + 1, actions=len(failure.actions), failures=[failure])
+                self.reports[index] = Report(index, index + 1, actions=len(failure.actions), failures=[failure])
             if index + 1 < s.stop:
                 self.again.append(_Stretch(index + 1, s.stop, s.shrink))
         self.merge()
@@ -544,10 +316,12 @@ class Campaign:
         r = self.result
         while not self.enough() and (report := self.reports.pop(self.merged, None)) is not None:
             self.merged = report.stop
-            r.programs += report.stop - report.start
+            r.programs += report.stop - report.start - report.skipped
             r.actions += report.actions
+            r.raw += report.raw
             r.looseness += report.looseness
             r.declared += report.declared
+            r.commands += report.commands
             coverage.merge(r.coverage, report.coverage)
             r.harness_failures += report.failures
             r.model_findings += report.findings
@@ -561,7 +335,7 @@ class Campaign:
 
 def regenerate(spec: CampaignSpec, setups: Sequence[Setup], index: int) -> tuple[Action, ...]:
     """Program `index` of a campaign, generated again."""
-    if spec.target == "xen":                    # it takes the machine to make its programs
+    if spec.target == REAL_TARGET:                    # it takes the machine to make its programs
         return ()
     generator = Generator(boot(machine_of(setups, index)))
     return tuple(generator.program(program_random(spec.seed, index), length_of(spec, index))[0])

@@ -8,34 +8,36 @@ import os
 import random
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn, TextIO
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.text import Text
 
 from oracle import report
-from oracle.campaign import CampaignError, CampaignResult, CampaignSpec, length_for, run_campaign
+from oracle.campaign import CampaignError, CampaignResult, run_campaign
 from oracle.cite import ID, NoSuchRule, all_citations, citation_report, cite, document, holes_report, search, search_report
 from oracle.files import check_folder, check_writable, write_whole
 from oracle.image_audit import audit_image, image_document, image_report
-from oracle.judge import harness_verdict
+from oracle.live_runner import length_for, raw_for
 from oracle.mutants import mutants_command
 from oracle.program import Program, dump, line_of, load
 from oracle.prove import prove_command
-from oracle.replay import Replay, replay
+from oracle.replay import replay, replay_on
 from oracle.reproducer import write_reproducers
+from oracle.runner import CampaignSpec
 from oracle.schema import ProgramError, parse_json, schema
 from oracle.selftest import PlantResult, run_selftest, sample
 from oracle.table import table_app
-from oracle.targets import HarnessError, planted_bugs
-from oracle.worker import WorkerTarget
+from oracle.targets import REAL_TARGET, HarnessError, Target, model_of, planted_bugs
+from oracle.worker import held_target
 from refmodel import Machine, ModelError, StateError, audit, boot, dump_state, load_state
 from spec.profile import PROFILES
-from spec.vocabulary import Outcome
 
 DEFAULT_SECONDS: Final = 30.0
 FINDINGS: Final = Path("xenspec-findings")
@@ -48,9 +50,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 
 Profile = Annotated[str, typer.Option(help=f"Which Xen: {', '.join(PROFILES)}.", metavar="NAME")]
-TargetName = Annotated[str, typer.Option("--target", metavar="TARGET", help="What is held against the model: emulator, model, or "
-                                         "'cmd:COMMAND', any program that speaks JSON lines (see `xenspec schema`).")]
+TargetName = Annotated[str, typer.Option("--target", metavar="TARGET", help="What is held against the model: emulator, xen (the "
+                                         "real one, from `make real-xen`), model, or 'cmd:COMMAND', any program that speaks JSON "
+                                         "lines (see `xenspec schema`).")]
 JsonPath = Annotated[str | None, typer.Option("--json", help="Write the result as JSON; '-' is standard output.", metavar="FILE")]
+OwnTarget = Annotated[str, typer.Option("--target", metavar="TARGET", help="As for fuzz; xen, if not given, for what was made on "
+                                        "the real Xen, else emulator.")]
+OtherXen = Annotated[Path | None, typer.Option("--xen", metavar="ELF",
+                                               help="With --target xen: another Xen 4.17 than the fetched one.")]
 Seed = Annotated[int | None, typer.Option(metavar="N", min=0, help="Of the random programs; a new one each time if not given.")]
 PlantName = Annotated[str, typer.Option("--plant", metavar="BUG", help="First plant this bug of the self-test in the target.")]
 
@@ -95,7 +102,7 @@ def finish(result: RenderableType, doc: dict[str, Any], json_path: str | None, f
            beside: Sequence[str | None] = ()) -> NoReturn:
     """Print the verdict, write the document (`beside`: where others went), end with the status."""
     report.emit(doc, json_path)
-    consoles(json_path, *beside)[0].print(result)
+    consoles(json_path, *beside)[0].print(result, crop=False)       # a command to repeat may be longer than a line
     raise typer.Exit(FOUND if found else otherwise)
 
 
@@ -123,8 +130,13 @@ def fuzz(
     domains: Annotated[int, typer.Option(help="Domains of the machine.", min=1, metavar="N")] = 2,
     pages: Annotated[int, typer.Option(help="Pages of each domain.", min=1, metavar="N")] = 64,
     frames: Annotated[int, typer.Option(help="Frames of the machine.", min=1, metavar="N")] = 2048,
+    raw: Annotated[int | None, typer.Option(min=0, metavar="N", help="On a real machine: tries of a burst of cheap actions after "
+                                            "every 250 others.  [default: 16384]")] = None,
     plant: PlantName = "",
     out: Annotated[Path, typer.Option(help="Folder for reproducers; made if something is found.", metavar="DIR")] = FINDINGS,
+    xen: OtherXen = None,
+    keep_image: Annotated[Path | None, typer.Option(help="Folder for the memory of a real machine that died, for `xenspec audit "
+                                                    "--xen-image`.", metavar="DIR")] = None,
     json_path: JsonPath = None,
     junit: Annotated[str | None, typer.Option(help="Write the result as JUnit XML.", metavar="FILE")] = None,
 ) -> None:
@@ -134,17 +146,21 @@ def fuzz(
     seed = random.SystemRandom().randrange(1 << 32) if seed is None else seed
     spec = CampaignSpec(profile=profile, target=target, seed=seed, actions=actions, workers=workers, domains=domains, pages=pages,
                         frames=frames, plant=plant, length=length_for(target),
+                        raw=raw_for(target) if raw is None else raw, keep=str(keep_image or ""),
                         seconds=DEFAULT_SECONDS if seconds is None and actions is None else seconds)
     with troubles():
         known_profile(profile)
+        use_xen(xen, target)
         writable(json_path, junit)
         check_folder(out)
+        if keep_image is not None:
+            check_folder(keep_image)
         result, interrupted = campaign(spec, consoles(json_path)[1])
         if junit is not None:
             write_whole(junit, report.junit(result))
         files = write_reproducers(result, out)
-        finish(report.campaign_report(result, files, again(spec)), report.campaign_document(result), json_path, not result.clean,
-               INTERRUPTED if interrupted else OK, (junit,))
+        finish(report.campaign_report(result, files, again(spec, xen)), report.campaign_document(result), json_path,
+               not result.clean, INTERRUPTED if interrupted else OK, (junit,))
 
 
 def campaign(spec: CampaignSpec, console: Console) -> tuple[CampaignResult, bool]:
@@ -165,12 +181,22 @@ def known_profile(name: str) -> None:
         raise ProgramError("--profile", f"unknown profile {name!r} (known: {', '.join(PROFILES)})")
 
 
-def again(spec: CampaignSpec) -> str:
+def use_xen(xen: Path | None, target: str) -> None:
+    """Let the real machine run this Xen, here and in all processes that are started from here."""
+    if xen is not None and target != REAL_TARGET:
+        raise HarnessError(f"--xen {xen}: only --target {REAL_TARGET} runs a Xen that is named")
+    if xen is not None:
+        os.environ["XENSPEC_XEN"] = str(xen)
+
+
+def again(spec: CampaignSpec, xen: Path | None = None) -> str:
     """The command that repeats a campaign."""
     extent = f"--actions {spec.actions}" if spec.actions else f"--seconds {spec.seconds:g}"
     usual = CampaignSpec()
     more = [f"--{name} {getattr(spec, name)}" for name in ("domains", "pages", "frames", "plant")
             if getattr(spec, name) != getattr(usual, name)]
+    more += [f"--raw {spec.raw}"] if spec.raw != raw_for(spec.target) else []
+    more += [f"--xen {xen}"] if xen is not None else []
     target = spec.target if " " not in spec.target else repr(spec.target)
     return " ".join(["xenspec fuzz --profile", spec.profile, "--target", target, extent, f"--seed {spec.seed}", *more])
 
@@ -180,9 +206,10 @@ def again(spec: CampaignSpec) -> str:
 @app.command("replay")
 def replay_command(
     program: Annotated[str, typer.Argument(help="A program in JSON lines ('-': standard input).", metavar="PROGRAM.jsonl")],
-    target: TargetName = "emulator",
+    target: OwnTarget = "",
     explain: Annotated[bool, typer.Option("--explain", help="Show each rule that decided, and what changed.")] = False,
     plant: PlantName = "",
+    xen: OtherXen = None,
     trace: Annotated[str | None, typer.Option(metavar="FILE", help="Write what the target did, for `xenspec check`.")] = None,
     state: Annotated[str | None, typer.Option(metavar="FILE", help="Write the model's last state, for `xenspec audit`.")] = None,
     json_path: JsonPath = None,
@@ -191,43 +218,32 @@ def replay_command(
     with troubles():
         writable(json_path, state, trace)
         read = load(program)
-        machine = boot(read.setup)
-        with vocabulary(program, read):
-            found = replay_on(target, plant, read, machine)
+        with held(target, read, xen, plant) as (subject, machine), vocabulary(program, read):
+            found = replay_on(machine, subject, read)
         if trace is not None and read.outcomes is not None:
-            dump(read, trace)
+            dump(replace(read, actions=read.actions[:len(read.outcomes)]), trace)
         if state is not None:
             write_whole(state, json.dumps(dump_state(machine.concrete)) + "\n")
         finish(report.replay_report(found, explain), report.replay_document(found), json_path, not found.verdict.agrees,
                beside=(trace, state))
 
 
-def replay_on(target: str, plant: str, read: Program, machine: Machine) -> Replay:
-    """A program judged on a target; what that did is entered in `read`.  If it fails in the middle, that is the verdict.
-
-    Unless it fails since it is asked for what no rule describes: then ModelError.
-    """
-    held = WorkerTarget(target, plant=plant)
-    read.outcomes = read.observation = None
-    try:
-        if read.setup.profile not in held.profiles:
-            raise HarnessError(f"target {target} does not run {read.setup.profile}")
-        held.reset(read.setup)
-        try:
-            read.outcomes, read.observation = held.run(read.actions), held.observe()
-        except HarnessError as e:
-            for action in read.actions:
-                machine.step(action, Outcome())
-            return Replay(harness_verdict(0, str(e)), ())
-        return replay(machine, read.actions, read.outcomes, read.observation)
-    finally:
-        held.close()
+@contextmanager
+def held(target: str, read: Program, xen: Path | None, plant: str = "") -> Iterator[tuple[Target, Machine]]:
+    """The target of a program, and the model of it: without a name, the real machine for what was made on one."""
+    name = target or (REAL_TARGET if read.setup.machine else CampaignSpec().target)
+    use_xen(xen, name)
+    with closing(held_target(name, plant)) as found:
+        yield found, model_of(found, read.setup)
 
 
 @app.command()
 def check(
     trace: Annotated[str, typer.Argument(help="A program with outcomes, recorded anywhere ('-': standard input).",
                                          metavar="TRACE.jsonl")],
+    target: Annotated[str, typer.Option("--target", metavar="TARGET", help="Where the trace begins: xen for one of the real Xen "
+                                        "that does not say so; nothing is run.")] = "",
+    xen: OtherXen = None,
     explain: Annotated[bool, typer.Option("--explain", help="Show each step, the rules that decided, and what changed.")] = False,
     json_path: JsonPath = None,
 ) -> None:
@@ -237,10 +253,20 @@ def check(
         read = load(trace)
         if read.outcomes is None and read.actions:
             raise ProgramError("outcome", "missing: this is a program, not a trace (`xenspec replay` runs it)", f"{trace}:2")
-        with vocabulary(trace, read):
-            found = replay(boot(read.setup), read.actions, read.outcomes or [], read.observation)
+        with recorded_on(target, read, xen) as machine, vocabulary(trace, read):
+            found = replay(machine, read.actions, read.outcomes or [], read.observation)
         shown = report.replay_report(found, explain) if explain else report.verdict_text(found.verdict)
         finish(shown, report.replay_document(found), json_path, not found.verdict.agrees)
+
+
+@contextmanager
+def recorded_on(target: str, read: Program, xen: Path | None) -> Iterator[Machine]:
+    """The model of the machine on which a trace begins: that of a real one is imported, so it must be there."""
+    if not target and not read.setup.machine:
+        yield boot(read.setup)
+        return
+    with held(target, read, xen) as (_, machine):
+        yield machine
 
 
 @app.command("audit")
@@ -339,13 +365,24 @@ def bench(
     target: TargetName = "emulator",
     json_path: JsonPath = None,
 ) -> None:
-    """Measure model, target and oracle side by side: processor time, best of three."""
-    from oracle.bench import bench_document, bench_report, run_bench
+    """Measure model, target, oracle and the real Xen side by side, best of three: processor time, for the real Xen the clock."""
+    from oracle.bench import Row, bench_document, bench_report, run_bench
+    from oracle.bench_real import run_real_bench
     console = consoles(json_path)[1]
+
+    def tell(row: Row) -> None:
+        console.print(f"{row.name}: {row.value:,.2f} {row.unit}")
     with troubles():
         writable(json_path)
-        rows = run_bench(target, lambda row: console.print(f"{row.name}: {row.value:,.2f} {row.unit}"))
-        finish(bench_report(rows), bench_document(rows), json_path, found=False)
+        rows, missing = run_bench(target, tell) if target != REAL_TARGET else [], ""
+        try:
+            rows += run_real_bench(tell)
+        except HarnessError as e:
+            if target == REAL_TARGET:
+                raise
+            missing = f"the real Xen is not measured: {e}"
+        told = [bench_report(rows), Text(missing, "bold red")] if missing else [bench_report(rows)]
+        finish(Group(*told), bench_document(rows, missing), json_path, found=False)
 
 
 @app.command("schema")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Final
 
+from refmodel.xen417_commands import COMMANDS
 from spec.kernel import CONJUNCT_RULE, FAILED, HELD, RULES, Rule
 
 Coverage = dict[str, tuple[int, int]]           # conjunct -> (decided true, decided false); absent: neither
@@ -103,6 +104,18 @@ def share(coverage: Mapping[str, tuple[int, int]], profile: str = "") -> Share:
     rows = rule_rows(coverage, profile)
     return Share(rules=len(rows), rules_decided=sum(r.decided > 0 for r in rows),
                  conjuncts=sum(r.conjuncts for r in rows), both=sum(r.both for r in rows))
+
+
+def command_rows(commands: Mapping[tuple[str, str], int], profile: str) -> dict[str, dict[str, dict[str, int]]]:
+    """How often each command of an interface was given and what came of it: section of the facts -> command -> end -> times."""
+    return {section: {name: {end: n for (given, end), n in sorted(commands.items()) if given == name} for name in names}
+            for section, names in COMMANDS.items()} if profile == "xen-4.17" else {}
+
+
+def never_given(commands: Mapping[tuple[str, str], int]) -> list[str]:
+    """The commands of Xen 4.17 that no program gave."""
+    given = {name for name, _ in commands}
+    return [name for names in COMMANDS.values() for name in names if name not in given]
 
 
 # --- what programs cannot reach ----------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ together) and what no schema can say: what does not fit the profile's words, or 
 asked first what is wrong.
 """
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any, Final
 
 from oracle.schema import Explained, ProgramError, short
@@ -67,6 +68,12 @@ def _boolean(x: Any, field: str) -> bool:
     return x
 
 
+def _text(x: Any, field: str) -> str:
+    if type(x) is not str:
+        raise ProgramError(field, f"{short(x)} is not a string")
+    return x
+
+
 def _list(x: Any, field: str) -> list[Any]:
     if type(x) is not list:
         raise ProgramError(field, f"{short(x)} is not an array")
@@ -90,10 +97,11 @@ def setup_from_json(profile: str, doc: Any) -> Setup:
         raise ProgramError("profile", f"unknown profile {short(profile)} (known: {', '.join(PROFILES)})")
     try:
         with Explained("setup", doc):
-            _only(doc, "frames", "xen_frames", "xen_slots", "domains")
+            _only(doc, "frames", "xen_frames", "xen_slots", "domains", "machine")
             domains = tuple([_domain(d, f"domains[{n}]") for n, d in enumerate(_list(doc["domains"], "domains"))])
             slots = tuple([_number(w, f"xen_slots[{n}]") for n, w in enumerate(_list(doc.get("xen_slots", []), "xen_slots"))])
-            setup = Setup(profile, _number(doc["frames"], "frames"), _number(doc["xen_frames"], "xen_frames"), domains, slots)
+            setup = Setup(profile, _number(doc["frames"], "frames"), _number(doc["xen_frames"], "xen_frames"), domains, slots,
+                          _text(doc.get("machine", ""), "machine"))
             check_setup(setup)
     except ProgramError as e:
         raise e.under("setup") from None
@@ -204,20 +212,28 @@ class Reader:
     def observation(self, doc: Any) -> Observation:
         """The visible state of the machine."""
         with Explained("observation", doc):
-            _only(doc, "extent", "frames", "m2p", "memory", "base")
+            _only(doc, "extent", "frames", "m2p", "memory", "base", "rows")
             extent = _number(doc["extent"], "extent", self.setup.frames, least=self.setup.xen_frames)
             frames = [_frame(frame, f"frames[{n}]") for n, frame in enumerate(_list(doc["frames"], "frames"))]
             m2p = [self.ones if w is None else _number(w, f"m2p[{n}]", self.ones) for n, w in enumerate(_list(doc["m2p"], "m2p"))]
             for field, found in (("frames", frames), ("m2p", m2p)):
                 if len(found) != extent:
                     raise ProgramError(field, f"has {len(found)} elements, but the extent is {extent}")
-            return Observation(extent, _pack(frames, 8), self._memory(doc["memory"], extent), _pack(m2p, self.word),
-                               self._base(doc["base"]))
+            rows = self._rows(doc["rows"], extent) if "rows" in doc else None
+            memory = self._memory(doc["memory"], extent, range(self.setup.xen_frames, extent) if rows is None else rows)
+            return Observation(extent, _pack(frames, 8), memory, _pack(m2p, self.word), self._base(doc["base"]), rows)
 
-    def _memory(self, runs: Any, extent: int) -> bytes:
-        """The contents of frames [xen_frames, extent)."""
-        first = self.setup.xen_frames
-        memory = bytearray((extent - first) * PAGE_SIZE)
+    def _rows(self, doc: Any, extent: int) -> tuple[int, ...]:
+        """The frames whose contents are shown, ascending."""
+        rows = tuple([_number(f, f"rows[{n}]", extent - 1) for n, f in enumerate(_list(doc, "rows"))])
+        if any(a >= b for a, b in pairwise(rows)):
+            raise ProgramError("rows", "must be ascending")
+        return rows
+
+    def _memory(self, runs: Any, extent: int, shown: Sequence[int]) -> bytes:
+        """The contents of the frames that are shown, in their order."""
+        places = {f: row for row, f in enumerate(shown)}
+        memory = bytearray(len(shown) * PAGE_SIZE)
         for n, run in enumerate(_list(runs, "memory")):
             field = f"memory[{n}]"
             mfn, index, words, *more = _list(run, field)
@@ -227,7 +243,10 @@ class Reader:
             count = len(values) * _integer(times, f"{field}[3]", self.profile.entries, least=1)
             if not 0 < count <= self.profile.entries - start:
                 raise ProgramError(field, f"{count} words from index {start} are no part of a frame")
-            at = (_number(mfn, f"{field}[0]", extent - 1, least=first) - first) * PAGE_SIZE + start * self.word
+            f = _number(mfn, f"{field}[0]", extent - 1, least=min(shown, default=0))
+            if f not in places:
+                raise ProgramError(f"{field}[0]", f"frame {f} is not among the rows")
+            at = places[f] * PAGE_SIZE + start * self.word
             memory[at:at + count * self.word] = _pack(values, self.word) * times
         return bytes(memory)
 
@@ -264,7 +283,8 @@ def setup_to_json(setup: Setup) -> dict[str, Any]:
     """The `setup` of a header."""
     domains = [{"domid": d.domid, "first": d.first, "pages": d.pages} for d in setup.domains]
     slots = {"xen_slots": [hex(w) for w in setup.xen_slots]} if setup.xen_slots else {}
-    return {"frames": setup.frames, "xen_frames": setup.xen_frames, "domains": domains} | slots
+    machine = {"machine": setup.machine} if setup.machine else {}
+    return {"frames": setup.frames, "xen_frames": setup.xen_frames, "domains": domains} | slots | machine
 
 
 def action_to_json(action: Action) -> dict[str, Any]:
@@ -300,6 +320,7 @@ def observation_to_json(seen: Observation, setup: Setup) -> dict[str, Any]:
         "frames": [None if w == FREE_FRAME else list(unpack_frame(w)) for w in frames],
         "m2p": [None if w == p.all_ones else w for w in m2p],
         "memory": [[n, *run] for n, start in used for run in _runs(memory[start:start + p.entries])],
+        **({} if seen.rows is None else {"rows": list(seen.rows)}),
         "base": {str(d): mfn for d, mfn in sorted(seen.base.items())}}
 
 

@@ -2,6 +2,9 @@
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
+
+Buffer = Any                                # bytes, or what has the buffer protocol
 
 
 def write_whole(path: str | Path, text: str) -> None:
@@ -13,17 +16,21 @@ def write_whole(path: str | Path, text: str) -> None:
     if str(path) == "-":
         print(text, end="")
         return
-    path = Path(path)
+    write_whole_bytes(Path(path), text.encode("utf-8"))
+
+
+def write_whole_bytes(path: Path, contents: Buffer) -> None:
+    """The same for bytes, or what has the buffer protocol."""
     if path.exists() and not path.is_file():
-        path.write_text(text, encoding="utf-8")
+        path.write_bytes(contents)
         return
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as e:
         raise OSError(e.errno, e.strerror, str(path)) from None
     try:
-        with open(handle, "w", encoding="utf-8") as f:
-            f.write(text)
+        with open(handle, "wb") as f:
+            f.write(contents)
         os.chmod(name, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
         os.replace(name, path)
     except BaseException:

@@ -7,8 +7,8 @@ actions meet, succeed more often than not, and then miss by one bit, one count, 
 import random
 from bisect import bisect
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Final, TypeVar
 
@@ -70,6 +70,11 @@ def describe_domain(setup: Setup, d: DomainSetup) -> Domain:
                   tuple(home + (w << 12) for w in windows), others or (free,), odd)
 
 
+def with_shared(d: Domain, machine: Machine) -> Domain:
+    """With the frames of shared_info, which a real machine has elsewhere."""
+    return replace(d, odd=(*d.odd, *(f for f in sorted(machine.shared.values()) if f not in d.odd)))
+
+
 # --- moves -------------------------------------------------------------------------------------------------------------------
 
 Move = Callable[["Generator"], Sequence[Action]]
@@ -106,7 +111,7 @@ class Generator:
         self.type, self.type_count, self.ref_count = maps["type"], maps["type_count"], maps["ref_count"]
         self.owner, self.pinned, self.base = maps["owner"], maps["pinned"], maps["base"]
         self.pages, self.limit, self.linear = maps["pages"], maps["limit"], maps["linear"]
-        self.domains: Final = tuple(describe_domain(self.setup, d) for d in self.setup.domains)
+        self.domains: Final = tuple(with_shared(describe_domain(self.setup, d), machine) for d in self.setup.domains)
         weighted = MOVES[self.setup.profile]
         self.moves: Final = tuple(fn for _, fn in weighted)
         self.cumulative: Final = list(accumulate(weight for weight, _ in weighted))
@@ -117,9 +122,11 @@ class Generator:
         """Take random numbers from here, and forget the last program."""
         self.random = rng.random
         self.bits = rng.getrandbits
+        self.randbytes = rng.randbytes
         self.d = self.domains[-1]
         self.chosen: list[int] = []             # frames that the machine handed out
         self.declared: Counter[str] = Counter()     # actions that were left out, by the declared difference
+        self.commands: Counter[tuple[str, str]] = Counter()     # commands given, by name and by what came of them
 
     def program(self, rng: random.Random, length: int) -> tuple[list[Action], list[Outcome]]:
         """A program of `length` actions from boot, and what the model makes of it; the machine is left after its end."""
@@ -143,10 +150,21 @@ class Generator:
                     continue
                 actions.append(action)
                 outcomes.append(outcome)
+                self.commands.update(self.machine.did)
                 if outcome.chose:
                     self.chosen.extend(outcome.chose)
                 if len(actions) == length:
                     break
+        return actions, outcomes
+
+    def given(self, wanted: Iterable[Action]) -> tuple[list[Action], list[Outcome]]:
+        """Actions from elsewhere, less those that are left out, and what the model makes of them; none hands anything out."""
+        actions, outcomes = list[Action](), list[Outcome]()
+        for action in wanted:
+            outcome = self.machine.step(action) if self.ground is None else self.kept(self.ground, action, actions, None)
+            if outcome is not None:
+                actions.append(action)
+                outcomes.append(outcome)
         return actions, outcomes
 
     def kept(self, ground: Ground, action: Action, before: Sequence[Action], ask: Ask | None) -> Outcome | None:

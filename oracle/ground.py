@@ -7,14 +7,24 @@ from collections.abc import Mapping
 from typing import Final
 
 from refmodel import Machine
+from refmodel.guest import holder
+from refmodel.references import TEARDOWN
+from refmodel.xen417_mmu import CONTINUATION
+from refmodel.xen417_mmuext import CONTENTS
 from spec.abi import DOMID_IO, NX, RW, US, P, Xen417
-from spec.kernel import DomId
-from spec.vocabulary import Action, Execute, Hypercall, Outcome
+from spec.frames import mfn_of
+from spec.kernel import DomId, Vpn
+from spec.vocabulary import Action, Execute, Hypercall, Load, Outcome
+from spec.x86.tlb import tag_of
 
 EXECUTOR_WINDOW: Final = "executor-window"
 CANONICAL_EDGE: Final = "canonical-edge"
 DEVICE_FRAMES: Final = "device-frames"
+SHARED_INFO: Final = "shared-info"
 LOST_TEARDOWN: Final = "lost-teardown"
+LOST_CONTINUATION: Final = "lost-continuation"
+# what Xen or the model loses hold of -> the declared difference
+LOSSES: Final = {TEARDOWN: LOST_TEARDOWN, CONTINUATION: LOST_CONTINUATION, CONTENTS: SHARED_INFO}
 OUTSIDE: Final = "outside-the-vocabulary"
 # Differences that a target declares beforehand: what is left out of programs, and why.
 DECLARED: Final[Mapping[str, str]] = {
@@ -24,8 +34,12 @@ DECLARED: Final[Mapping[str, str]] = {
                     "which may give a page fault instead of the general protection fault",
     DEVICE_FRAMES: "requests that name DOMID_IO and one of its frames, the first megabyte: who may act for DOMID_IO can write "
                    "there and name them, and the machine would not be the same after it",
-    LOST_TEARDOWN: "a tree of tables in which two upper tables fail after their first slot: 4.17 loses the teardown of the lower "
-                   "one, and its references with it",
+    SHARED_INFO: "loads and copies from a domain's shared_info, where Xen writes at any time, and stores there, which would "
+                 "break the turns that domains take by its event bits",
+    LOST_TEARDOWN: "a tree of tables in which one fails after its first slot, the next above at its first, and one above that: "
+                   "4.17 remembers one table to undo, and may leak another with its references (X-23)",
+    LOST_CONTINUATION: "a call of a list that is continued, when its entry in the list can no longer be written: 4.17 takes the "
+                       "error for the number of a hypercall, or lets go; what the call gave up stays until a later one (X-24)",
     OUTSIDE: "what no rule describes, such as memory of a node: programs come to it when a list lies in a page with other "
              "contents"}
 FRAME: Final = ((1 << 40) - 1) << 12
@@ -34,31 +48,34 @@ RIGHTS: Final = FRAME | NX | RW | US | P
 
 
 class Ground:
-    """The pages [start, end) of domain 0, mapped by its base as the model's machine has it at its start."""
+    """The pages [start, end) of every domain, mapped by its base as the model's machine has it at its start."""
 
     def __init__(self, machine: Machine, start: int, end: int) -> None:
         self.machine = machine
         self.word: Mapping[tuple[int, int], int] = machine.concrete.maps["word"]
         self.root_slot = start >> 39 & 511
-        self.root_entry = self.word[machine.base_of(0), self.root_slot] & RIGHTS
+        self.root_entries: dict[int, int] = {}              # by domain
         self.entries: dict[tuple[int, int], int] = {}       # on the way to the pages, below the root
         self.frames: set[int] = set()                       # the pages themselves
-        for va in range(start, end, 4096):
-            table = (self.root_entry & FRAME) >> 12
-            for shift in (30, 21, 12):
-                at = table, va >> shift & 511
-                self.entries[at] = self.word[at] & RIGHTS
-                table = (self.word[at] & FRAME) >> 12
-            self.frames.add(table)
+        for d in machine.domids:
+            self.root_entries[d] = self.word[machine.base_of(d), self.root_slot] & RIGHTS
+            for va in range(start, end, 4096):
+                table = (self.root_entries[d] & FRAME) >> 12
+                for shift in (30, 21, 12):
+                    at = table, va >> shift & 511
+                    self.entries[at] = self.word[at] & RIGHTS
+                    table = (self.word[at] & FRAME) >> 12
+                self.frames.add(table)
         self.tables = {table for table, _ in self.entries}
+        self.shared = machine.concrete.opaque
 
     def tried(self, action: Action) -> tuple[str, Outcome | None]:
         """Why an action is left out, or "" and what the model makes of it; the caller takes the model back if need be."""
         reason, outcome, concrete = self.forbids(action), None, self.machine.concrete
         if not reason:
-            mark, concrete.torn = concrete.mark(), 0
+            mark, concrete.lost = concrete.mark(), ""
             outcome = self.machine.step(action)
-            reason = LOST_TEARDOWN if concrete.torn > 1 else self.lost(mark)
+            reason = LOSSES.get(concrete.lost) or self.lost(mark) or self.reads_shared(action, outcome)
         return reason, outcome
 
     def forbids(self, action: Action) -> str:
@@ -70,7 +87,16 @@ class Ground:
         if not action.user:
             return ""
         s, d = self.machine.s, DomId(action.dom)
-        return "" if s.has_user[d] and self.carries(s.user_base[d]) else EXECUTOR_WINDOW
+        return "" if s.has_user[d] and self.carries(d, s.user_base[d]) else EXECUTOR_WINDOW
+
+    def reads_shared(self, action: Action, outcome: Outcome) -> str:
+        """Why a load that was performed is left out all the same: it went to a shared_info."""
+        if not isinstance(action, Load) or outcome.vector >= 0:
+            return ""
+        s, d = self.machine.s, DomId(action.dom)
+        tags = {tag_of(Vpn(va >> 12), False) for va in (action.va, action.va + 7)}
+        cached = [held for tag in tags if (held := holder(s, d, tag, False)) is not None]
+        return SHARED_INFO if any(mfn_of(s, s.tlb[d, held]) in self.shared for held in cached) else ""
 
     def names_devices(self, call: Hypercall) -> bool:
         """A list of requests for DOMID_IO, one of which names a frame of its own."""
@@ -80,9 +106,9 @@ class Ground:
         shift = 12 if call.nr == Xen417.MMU_UPDATE else 0
         return any(word >> shift in devices for _, words in call.data for word in words)
 
-    def carries(self, root: int) -> bool:
-        """A root table leads to the pages."""
-        return bool(self.word[root, self.root_slot] & RIGHTS == self.root_entry)
+    def carries(self, d: int, root: int) -> bool:
+        """A root table leads to the pages of the domain."""
+        return bool(self.word[root, self.root_slot] & RIGHTS == self.root_entries[d])
 
     def lost(self, mark: int) -> str:
         """Why what happened since the mark must be taken back: the pages are unmapped, or have other contents."""
@@ -91,11 +117,13 @@ class Ground:
         for changed, key, _ in concrete.log[mark:]:
             if changed is words:
                 frame, slot = key
+                if frame in self.shared:
+                    return SHARED_INFO
                 rights = self.word[key] & RIGHTS
                 if frame in self.frames or (frame in self.tables and rights != self.entries.get(key, rights)):
                     return EXECUTOR_WINDOW
-                if slot == self.root_slot and frame == base[0] and not self.carries(frame):
+                if slot == self.root_slot and any(frame == base[d] and not self.carries(d, frame) for d in self.root_entries):
                     return EXECUTOR_WINDOW
-            elif changed is base and not self.carries(base[key]):
+            elif changed is base and not self.carries(key, base[key]):
                 return EXECUTOR_WINDOW
         return ""

@@ -11,8 +11,9 @@ from rich.markup import escape
 from rich.text import Text
 
 from oracle import report
-from oracle.targets import read_image
-from refmodel import Imported, Violation, audit, imported
+from oracle.files import Buffer
+from oracle.targets import HarnessError, read_image
+from refmodel import Imported, Violation, audited, imported
 from refmodel.imported import MATTERS, REASONS
 from spec.abi import DOMID_IO, DOMID_XEN, TYPE_NAMES
 from spec.kernel import RULES
@@ -36,10 +37,18 @@ class ImageAudit:
 
 def audit_image(path: Path) -> ImageAudit:
     """Read, import and audit a RAM file.  HarnessError if it is not the memory of a Xen that we can read."""
+    try:
+        return audit_memory(path.read_bytes())
+    except HarnessError as e:
+        raise HarnessError(f"{path}: {e}") from e
+
+
+def audit_memory(ram: Buffer) -> ImageAudit:
+    """The same of a machine's memory."""
     start = time.perf_counter()
-    image = read_image(path)
+    image = read_image(ram)
     claimed = imported(image)
-    violations = audit(claimed.state)
+    violations = audited(claimed)
     return ImageAudit(image, claimed, violations, time.perf_counter() - start)
 
 

@@ -12,6 +12,7 @@ from typing import Final
 
 from oracle import coverage
 from refmodel import Difference, Machine, Mark, ModelError
+from refmodel.choices import Cached
 from spec.kernel import CONJUNCT_RULE, RULES
 from spec.vocabulary import Action, Execute, Hypercall, Load, Observation, Outcome, Store
 
@@ -80,7 +81,7 @@ class Attempt:
 class Start:
     """A moment of the model's run from which actions are judged; what the processor had likely cached then."""
     mark: Mark
-    filled: Mapping[tuple[int, int], bool]
+    filled: Mapping[tuple[int, int], Cached]
 
     @staticmethod
     def here(machine: Machine) -> "Start":

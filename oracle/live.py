@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final, TypeVar
 
-from oracle.generate import Generator
-from oracle.judge import Start, Verdict, judge
+from oracle.generate import Generator, hands_out
+from oracle.ground import Ground
+from oracle.judge import Direction, Start, Verdict, judge
 from oracle.targets import Target, harness_error
 from refmodel import Machine
 from spec.vocabulary import Action, Observation, Outcome, Setup
@@ -24,21 +25,26 @@ class Player:
 
     def __init__(self, machine: Machine, target: Target, setup: Setup, judging: Callable[[], None] = lambda: None) -> None:
         self.machine, self.target, self.judging = machine, target, judging
-        self.actions: list[Action] = []             # so far
+        self.actions: list[Action] = []             # so far; of a burst, the shortest way to where it ended
+        self.full: list[Action] = []                # the same, with every step of the bursts
+        self.raw = 0                                # how many of these are steps of bursts
+        self.judged_from = 0                        # no action before this one can explain anything later
         self.verdict: Verdict | None = None         # of the piece that deviates; None: all agrees
         self.looseness: Counter[str] = Counter()
         self.outcomes: list[Outcome] = []           # of this piece, as far as it was sent
         self.earlier: list[Outcome] = []            # of the pieces before
+        self.sent: list[Action] = []                # of this piece: what the target may have died of
+        self.seen: Observation | None = None        # after the last piece
         self.boot = self.start = Start.here(machine)
         self.before = met(machine)
         self.on_target(lambda: target.reset(setup))
 
     def explained_by_all(self, actions: Sequence[Action], seen: Observation) -> bool:
         """A choice of an earlier piece, of which nothing could be seen then, explains this one."""
-        if not self.actions:
+        if not self.earlier:
             return False
         self.judging()
-        whole, outcomes = [*self.actions, *actions], [*self.earlier, *self.outcomes]
+        whole, outcomes = [*self.actions[self.judged_from:], *actions], [*self.earlier, *self.outcomes]
         return judge(self.machine, whole, outcomes, seen, start=self.boot, limit=LIMIT).agrees
 
     def on_target(self, work: Callable[[], T]) -> T:
@@ -50,6 +56,7 @@ class Player:
 
     def run(self, actions: Sequence[Action]) -> None:
         """Run actions of this piece on the target."""
+        self.sent += actions
         self.outcomes += self.on_target(lambda: self.target.run(actions))
 
     def ask(self, actions: Sequence[Action], action: Action) -> Outcome:
@@ -61,7 +68,7 @@ class Player:
         """Run the rest of a piece that the model has run, and compare: if it is not allowed, there is a verdict."""
         machine = self.machine
         self.run(actions[len(self.outcomes):])
-        seen = self.on_target(self.target.observe)
+        self.seen = seen = self.on_target(self.target.observe)
         if self.outcomes == expected and not machine.compare(seen):
             self.looseness += met(machine) - self.before
         else:
@@ -71,10 +78,29 @@ class Player:
             if not verdict.agrees and not self.explained_by_all(actions, seen):
                 self.verdict = replace(verdict, at=len(self.actions) + verdict.at)
         self.actions += actions
+        self.full += actions
         self.earlier += self.outcomes
-        machine.adopt_marks(seen)
-        self.outcomes = []
-        self.start, self.before = Start.here(machine), met(machine)
+        self.outcomes, self.sent = [], []
+        self.stand()
+
+    def stand(self) -> None:
+        """What comes next is judged from where the machine is now; it takes over what it may have of what was seen."""
+        if self.seen is not None:
+            self.machine.adopt_marks(self.seen)
+        self.start, self.before = Start.here(self.machine), met(self.machine)
+
+    def note(self, way: Sequence[Action], steps: Sequence[Action]) -> None:
+        """A burst was made; `way` leads where its steps led."""
+        self.actions += way
+        self.full += steps
+        self.raw += len(steps)
+
+    def jump(self, way: Sequence[Action], steps: Sequence[Action]) -> None:
+        """One in which all agreed: the machine had no choice, so nothing before its end can explain what comes after it."""
+        self.note(way, steps)
+        self.looseness += met(self.machine) - self.before
+        self.stand()
+        self.boot, self.earlier, self.judged_from = self.start, [], len(self.actions)
 
 
 def met(machine: Machine) -> Counter[str]:
@@ -82,24 +108,53 @@ def met(machine: Machine) -> Counter[str]:
     return machine.choices.counts + machine.choices.forgiven
 
 
-def play_generated(generator: Generator, player: Player, length: int, moved: Callable[[], None]) -> None:
-    """A program of `length` actions that the generator, which has begun it, goes on to make; up to the first divergence."""
-    while player.verdict is None and (rest := length - len(player.actions)) > 0:
+def play_generated(generator: Generator, player: Player, length: int, moved: Callable[[], None],
+                   after: Callable[[], None] = lambda: None) -> None:
+    """A program of `length` actions that the generator, which has begun it, goes on to make; up to the first divergence.
+
+    `after` is done after each piece that agrees.
+    """
+    done = 0
+    while player.verdict is None and done < length:
         moved()
-        player.finish(*generator.more(min(PIECE, rest), player.ask))
+        piece, expected = generator.more(min(PIECE, length - done), player.ask)
+        player.finish(piece, expected)
+        done += len(piece)
+        if player.verdict is None:
+            after()
 
 
-def play(machine: Machine, target: Target, setup: Setup, actions: Sequence[Action]) -> Verdict:
-    """The verdict on a given program, judged piece by piece."""
+class LeftOut(Exception):
+    """An action that is left out of programs for this target: by which declared difference."""
+
+
+def play(machine: Machine, target: Target, setup: Setup, actions: Sequence[Action], ground: Ground | None = None) -> Verdict:
+    """The verdict on a given program, judged piece by piece.
+
+    With a ground, an action that would take it away is not sent, and `LeftOut` raised.
+    """
     machine.reset()
     machine.choices.begin()
     player = Player(machine, target, setup)
     for piece in pieces(actions):
-        player.run(piece)
-        player.finish(piece, [machine.step(*each) for each in zip(piece, player.outcomes, strict=True)])
+        player.finish(piece, [foreseen(player, piece, n, ground) for n in range(len(piece))])
         if player.verdict is not None:
             return player.verdict
-    return judge(machine, (), (), start=player.start)
+    return Verdict(Direction.AGREES, len(player.actions), looseness=player.looseness)
+
+
+def foreseen(player: Player, piece: Sequence[Action], n: int, ground: Ground | None = None) -> Outcome:
+    """What the model makes of action n of a piece; the target is only asked what that hands out."""
+    machine, action = player.machine, piece[n]
+    if ground is not None:
+        mark = machine.mark()
+        reason, outcome = ground.tried(action)
+        if outcome is None or reason:
+            raise LeftOut(reason)
+        if not hands_out(action):
+            return outcome
+        machine.rewind(mark)
+    return machine.step(action, player.ask(piece[:n], action)) if hands_out(action) else machine.step(action)
 
 
 def pieces(actions: Sequence[Action]) -> Iterator[Sequence[Action]]:

@@ -665,6 +665,29 @@ def keeps_buffers(g: Generator) -> bool:
     return all(is_writable(g, va) and frame_of(entry_of(g, va)) == frame for va, frame in homes)
 
 
+def listed_call(g: Generator, where: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """A call of a list that has a list of its own, at `where`: the entry's words, and the list's."""
+    d, r = g.d, g.random()
+    if r < 0.45:
+        requests: tuple[int, ...] = (odd_request if r < 0.1 else good_request)(g)
+        if r > 0.3:
+            requests = (*requests, *normal_upper(g), *normal_l1(g))
+        done = where + 0x3E0 if r < 0.2 else 0
+        return (X.MMU_UPDATE, 0, where, len(requests) // 2, done, DOMID_SELF, 0, 0), requests
+    if r < 0.55:
+        return (X.UPDATE_VA_MAPPING_OTHERDOMAIN, 0, mapped_va(g), good_entry(g), g.bits(2), DOMID_SELF, 0, 0), ()
+    if r < 0.65:
+        frame = d.first + g.hot_page()
+        return (X.MEMORY_OP, 0, X.DECREASE, where, 0, 0, 0, 0), (*reservation(where + 32, 1, 0), frame)
+    if r < 0.7:
+        op = g.pick((X.CURRENT_RESERVATION, X.MAXIMUM_RESERVATION, X.MAXIMUM_GPFN))
+        return (X.MEMORY_OP, 0, op, where, 0, 0, 0, 0), (DOMID_SELF,)
+    frame = d.first + g.spare_page() if r < 0.95 else g.odd_frame()
+    level = g.type[frame] if L1 <= g.type[frame] <= L4 and g.type_count[frame] else level_of(g, frame)
+    command = X.UNPIN if g.pinned[frame] and g.random() < 0.7 else X.PIN_L1 + level - 1
+    return (X.MMUEXT_OP, 0, where, 1, 0, DOMID_SELF, 0, 0), (command, frame, 0)
+
+
 @move(26, NAME)
 def multicall(g: Generator) -> Sequence[Action]:
     """A few calls in one, some with lists of their own."""
@@ -676,6 +699,7 @@ def multicall(g: Generator) -> Sequence[Action]:
     n = g.pick((1, 1, 2, 2, 3, 5))
     for i in range(n):
         r = g.random()
+        call: tuple[int, ...]
         if r < 0.6:
             call = (X.UPDATE_VA_MAPPING, 0, mapped_va(g), good_entry(g) if r < 0.5 else odd_entry(g), g.bits(2), 0, 0, 0)
         elif r < 0.7:
@@ -684,8 +708,9 @@ def multicall(g: Generator) -> Sequence[Action]:
             call = (X.MULTICALL, 0, d.home, 1, 0, 0, 0, 0)
         else:
             where = d.home + 0x2800 + 64 * i
-            data.append((where, (odd_request if r < 0.8 else good_request)(g)))
-            call = (X.MMU_UPDATE, 0, where, 1, 0, DOMID_SELF, 0, 0)
+            call, words = listed_call(g, where)
+            if words:
+                data.append((where, words))
         calls.extend(call)
     where = d.home + 0x3000 + 64 * g.below(32)
     return (Hypercall(d.dom, X.MULTICALL, (where, n), (*data, (where, tuple(calls)))),)

@@ -3,11 +3,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from oracle import coverage
+from oracle.autopsy import autopsy
 from oracle.coverage import Coverage
-from oracle.judge import Verdict, describe, explain, harness_verdict, judge, show
-from oracle.targets import HarnessError
-from oracle.worker import WorkerTarget
-from refmodel import Machine, boot
+from oracle.judge import Direction, Start, Verdict, describe, explain, harness_verdict, judge, show, start_over
+from oracle.live import Player, foreseen, pieces
+from oracle.program import Program
+from oracle.targets import HarnessError, RealTarget, Target, model_of
+from oracle.worker import held_target
+from refmodel import Machine
 from refmodel.state import Change
 from spec.vocabulary import Action, Observation, Outcome, Setup
 
@@ -39,12 +42,61 @@ def replay(machine: Machine, actions: Sequence[Action], outcomes: Sequence[Outco
     `outcomes` are the target's, `seen` is what it showed at the end.  ModelError if the program is outside the vocabulary.
     """
     verdict = judge(machine, actions, outcomes, seen)
-    best, _ = explain(machine, actions, outcomes, seen)
-    machine.reset()
-    machine.choices.begin([option for _, _, option in best.taken])
+    steps, _ = told(machine, actions, outcomes, seen)
+    return Replay(verdict, tuple(steps[:verdict.at + 1]))
+
+
+def told(machine: Machine, actions: Sequence[Action], outcomes: Sequence[Outcome], seen: Observation | None = None,
+         start: Start | None = None) -> tuple[list[Step], bool]:
+    """Each step from boot, or from a moment of the run, up to the first that nothing explains; all is explained."""
+    with coverage.uncounted():
+        best, _ = explain(machine, actions, outcomes, seen, start=start)
+    start_over(machine, start, [option for _, _, option in best.taken])
     known = [*outcomes, *[None] * (len(actions) - len(outcomes))]
-    steps = [step(machine, action, outcome) for action, outcome in zip(actions[:verdict.at + 1], known, strict=False)]
-    return Replay(verdict, tuple(steps))
+    return [step(machine, *each) for each in zip(actions[:best.explained + 1], known, strict=False)], best.complete
+
+
+def replay_on(machine: Machine, target: Target, program: Program) -> Replay:
+    """Run a program on a target and judge it by the target's model; what the target did is entered in the program.
+
+    If the target fails in the middle, that is the verdict, unless the program is outside the vocabulary: then ModelError.
+    """
+    program.outcomes = program.observation = None
+    if isinstance(target, RealTarget):
+        return replay_live(machine, target, program)
+    target.reset(program.setup)
+    try:
+        program.outcomes, program.observation = target.run(program.actions), target.observe()
+    except HarnessError as e:
+        for action in program.actions:
+            machine.step(action, Outcome())
+        return Replay(harness_verdict(0, str(e)), ())
+    return replay(machine, program.actions, program.outcomes, program.observation)
+
+
+def replay_live(machine: Machine, target: RealTarget, program: Program) -> Replay:
+    """The same on a real machine: piece by piece, since what follows depends on what it chooses."""
+    domains = program.setup.domains
+    program.setup = target.setup(domains[0].pages, len(domains))        # which it may not have had the name of
+    machine.reset()
+    machine.choices.begin()
+    player, steps = Player(machine, target, program.setup), list[Step]()
+    try:
+        for piece in pieces(program.actions):
+            start = player.start
+            player.finish(piece, [foreseen(player, piece, n) for n in range(len(piece))])
+            done, explained = told(machine, piece, player.earlier[-len(piece):], player.seen, start)
+            steps += done
+            if player.verdict is not None:
+                break
+            if not explained:               # but by a choice of an earlier piece
+                steps, _ = told(machine, player.actions, player.earlier, player.seen, player.boot)
+            player.stand()
+    except HarnessError as e:
+        return Replay(harness_verdict(len(player.actions), str(e) + autopsy(target)), tuple(steps))
+    program.outcomes, program.observation = player.earlier, player.seen
+    verdict = player.verdict or Verdict(Direction.AGREES, len(player.actions), looseness=player.looseness)
+    return Replay(verdict, tuple(steps[:verdict.at + 1]))
 
 
 def step(machine: Machine, action: Action, target: Outcome | None) -> Step:
@@ -69,10 +121,9 @@ def changes_since(machine: Machine, mark: int) -> tuple[Change, ...]:
 
 def reproduce(setup: Setup, actions: Sequence[Action], target: str = "emulator", plant: str = "") -> int:
     """Run a program on the model and a target and print both sides; 0 if they agree, 1 if not.  For reproducers."""
-    held = WorkerTarget(target, plant=plant)
+    held = held_target(target, plant)
     try:
-        held.reset(setup)
-        found = replay(boot(setup), actions, held.run(actions), held.observe())
+        found = replay_on(model_of(held, setup), held, Program(setup, list(actions)))
     except HarnessError as e:
         found = Replay(harness_verdict(0, str(e)), ())
     finally:

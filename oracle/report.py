@@ -20,12 +20,13 @@ from rich.table import Table
 from rich.text import Text
 
 from oracle import coverage
-from oracle.campaign import CampaignResult, CampaignSpec, Divergence, HarnessFailure
+from oracle.campaign import CampaignResult
 from oracle.encoding import action_to_json, outcome_to_json, setup_to_json
 from oracle.files import write_whole
 from oracle.ground import DECLARED
 from oracle.judge import Direction, Verdict, describe, show
 from oracle.replay import Replay, Step
+from oracle.runner import CampaignSpec, Divergence, HarnessFailure
 from oracle.selftest import PlantResult, SelftestResult
 from refmodel import Violation
 from spec.kernel import CONJUNCT_RULE, RULES
@@ -143,8 +144,9 @@ class CampaignDisplay(Display):
 
 def figures(result: CampaignResult) -> str:
     """A campaign in one line."""
-    rate = f" ({result.actions / result.seconds:,.0f}/s)" if result.seconds else ""
-    return (f"{result.programs:,} programs, {result.actions:,} actions{rate}, {len(result.divergences)} divergences, "
+    rate = f" ({(result.actions + result.raw) / result.seconds:,.0f}/s)" if result.seconds else ""
+    raw = f" and {result.raw:,} of bursts" if result.raw else ""
+    return (f"{result.programs:,} programs, {result.actions:,} actions{raw}{rate}, {len(result.divergences)} divergences, "
             f"{len(result.harness_failures)} harness failures")
 
 
@@ -158,6 +160,8 @@ def campaign_report(result: CampaignResult, files: dict[int, list[Path]], repeat
         Text(f"rules exercised: {share.rules_decided} of {share.rules}; "
              f"conjuncts decided both ways: {share.both} of {share.conjuncts} (why others can't be: `xenspec cite RULE`)"),
         Text(f"allowed choices met: {counted(result.looseness) or 'none'}")]
+    if result.spec.profile == "xen-4.17":
+        parts.append(Text(f"commands never given: {', '.join(coverage.never_given(result.commands)) or 'none'}"))
     parts += [Text(f"declared difference {name}: {n:,} actions left out ({DECLARED[name]})")
               for name, n in sorted(result.declared.items())]
     for divergence in result.divergences:
@@ -226,13 +230,14 @@ def campaign_document(result: CampaignResult) -> dict[str, Any]:
     spec = result.spec
     return {
         "summary": {
-            "programs": result.programs, "actions": result.actions, "divergences": len(result.divergences),
+            "programs": result.programs, "actions": result.actions, "raw": result.raw, "divergences": len(result.divergences),
             "harness_failures": len(result.harness_failures), "model_findings": len(result.model_findings),
             "looseness": dict(sorted(result.looseness.items())),
             "declared": {name: {"count": n, "reason": DECLARED[name]} for name, n in sorted(result.declared.items())},
             "seconds": round(result.seconds, 3), "seed": result.seed},
         "campaign": {"profile": spec.profile, "target": spec.target, "length": spec.length, "domains": spec.domains,
-                     "pages": spec.pages, "frames": spec.frames, "plant": spec.plant},
+                     "pages": spec.pages, "frames": spec.frames, "plant": spec.plant, "raw": spec.raw},
+        "commands": coverage.command_rows(result.commands, result.spec.profile),
         "divergent_programs": result.divergent_programs,
         "divergences": [divergence_document(d) for d in result.divergences],
         "harness_failures": [failure_document(f) for f in result.harness_failures],

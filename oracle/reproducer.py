@@ -4,11 +4,12 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Final
 
-from oracle.campaign import CampaignResult, CampaignSpec, Divergence, HarnessFailure
+from oracle.campaign import CampaignResult
 from oracle.files import write_whole
 from oracle.judge import Verdict, describe, harness_verdict, show
 from oracle.program import Program, dump
 from oracle.report import printable, sentence_of
+from oracle.runner import CampaignSpec, Divergence, HarnessFailure
 from spec.vocabulary import Action, Setup
 
 TEMPLATE: Final = '''"""{about}
@@ -90,7 +91,8 @@ def python_setup(setup: Setup) -> str:
     """A setup as Python."""
     domains = ", ".join(f"DomainSetup({d.domid}, {d.first}, {d.pages})" for d in setup.domains)
     slots = _python(setup.xen_slots)
-    return f"Setup({setup.profile!r}, {setup.frames}, {setup.xen_frames}, ({domains},),\n              {slots})"
+    machine = f", machine={setup.machine!r}" if setup.machine else ""
+    return f"Setup({setup.profile!r}, {setup.frames}, {setup.xen_frames}, ({domains},),\n              {slots}{machine})"
 
 
 def _python(value: Any) -> str:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Final
 
-from oracle.campaign import CampaignResult, CampaignSpec, run_campaign
+from oracle.campaign import CampaignResult, run_campaign
 from oracle.judge import Verdict
+from oracle.runner import CampaignSpec
 from oracle.targets import Plant, planted_bugs
 from spec.vocabulary import Action
 

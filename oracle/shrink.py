@@ -28,23 +28,23 @@ class Shrunk:
 
 
 class _OutOfBudget(Exception):
-    """No runs are left."""
+    """No runs are left, or no time."""
 
 
 class _Search:
     """The best program so far, and the test that every candidate must pass."""
 
-    def __init__(self, actions: Sequence[Action], verdict: Verdict, run: Run, budget: int) -> None:
+    def __init__(self, actions: Sequence[Action], verdict: Verdict, run: Run, budget: int, late: Callable[[], bool]) -> None:
         self.best = list(actions)
         self.verdict = verdict
         self.kind = (verdict.direction, verdict.rule)
         self.run = run
-        self.budget = budget
+        self.budget, self.late = budget, late
         self.runs = 0
 
     def accept(self, candidate: list[Action]) -> bool:
         """Run a candidate; it becomes the best if it still shows this kind of divergence."""
-        if self.runs == self.budget:
+        if self.runs == self.budget or self.late():
             raise _OutOfBudget
         self.runs += 1
         verdict = self.run(candidate)
@@ -85,9 +85,13 @@ class _Search:
         return any(self.accept([*before, simpler, *after]) for simpler in simpler_forms(self.best[place]))
 
 
-def shrink(actions: Sequence[Action], verdict: Verdict, run: Run, budget: int = BUDGET) -> Shrunk:
-    """The smallest program with a divergence of the same direction and rule; `run` executes and judges a candidate."""
-    search = _Search(actions[:verdict.at + 1], verdict, run, budget)
+def shrink(actions: Sequence[Action], verdict: Verdict, run: Run, budget: int = BUDGET,
+           late: Callable[[], bool] = lambda: False) -> Shrunk:
+    """The smallest program with a divergence of the same direction and rule; `run` executes and judges a candidate.
+
+    It ends early when it is `late`.
+    """
+    search = _Search(actions[:verdict.at + 1], verdict, run, budget, late)
     try:
         while True:
             dropped = search.drop_blocks()

@@ -1,15 +1,17 @@
 """What can be held against the model: our emulator, the model itself, and any command that speaks JSON lines."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Final, Protocol, runtime_checkable
+from typing import Final, Protocol, TypeVar, runtime_checkable
 
 from oracle.encoding import check_setup
+from oracle.files import Buffer
 from oracle.schema import ProgramError, short
 from refmodel import Machine, ModelError, boot, imported_machine
 from spec.profile import PROFILES
 from spec.vocabulary import Action, DomainSetup, Finish, Image, Observation, Outcome, Setup, Trial
 
+REAL_TARGET: Final = "xen"                  # the one that is a real machine
+T = TypeVar("T")
 PATIENCE: Final = 20.0                      # seconds to wait for an answer
 MODEL_XEN_FRAMES: Final = 16                # the model as a target needs none of them, but Xen always has some
 
@@ -57,14 +59,35 @@ class Target(Protocol):
 class RealTarget(Target, Protocol):
     """A target that is not built to a setup, but is what it is: the model starts from what is found in its memory."""
 
-    def setup(self, pages: int) -> Setup:
-        """The machine with `pages` pages of domain 0 for programs."""
+    def setup(self, pages: int, domains: int = 1) -> Setup:
+        """The machine with so many domains, each with `pages` pages for programs."""
 
     def image(self, setup: Setup) -> Image | None:
         """Its whole state as a reset leaves it; None from a stand-in for a target that has none."""
 
     def ground(self) -> tuple[int, int]:
-        """The addresses [start, end) in domain 0 of the code that drives it."""
+        """The addresses [start, end) in every domain of the code that drives it."""
+
+    def code(self, action: Action) -> bytes:
+        """An action as the machine takes it in a burst."""
+
+    def answer(self, action: Action, outcome: Outcome) -> bytes:
+        """An outcome as the machine answers it: all answers are of one length."""
+
+    def told(self, actions: Sequence[Action], answers: bytes) -> list[Outcome]:
+        """The outcomes in answers."""
+
+    def send(self, codes: Sequence[bytes]) -> None:
+        """Start some actions that hand nothing out; `receive` comes next."""
+
+    def receive(self) -> bytes:
+        """What the machine answers to all that was sent."""
+
+    def kill(self) -> None:
+        """End its process, as a crash would; the next reset brings it back."""
+
+    def memory(self) -> Buffer | None:
+        """All its memory from address 0 on as it is now, even if the machine is dead; None from a stand-in that has none."""
 
 
 class BareProcessor(Protocol):
@@ -88,13 +111,37 @@ def open_processor() -> BareProcessor:
 
 
 def model_of(target: Target, setup: Setup) -> Machine:
-    """The model's machine for a target: booted to the setup or, of a real machine, imported."""
-    image = target.image(setup) if isinstance(target, RealTarget) else None
+    """The model's machine for a target: booted to the setup or, of a real machine, imported.
+
+    HarnessError if the setup is another machine's.
+    """
+    if setup.profile not in target.profiles:
+        raise HarnessError(f"target {target.name} does not run {setup.profile}")
+    if setup.machine and not isinstance(target, RealTarget):
+        raise HarnessError(f"the program was made on {setup.machine}, which target {target.name} is not: "
+                           f"use --target {REAL_TARGET}")
+    image = told_by(target, lambda: target.image(setup)) if isinstance(target, RealTarget) else None
     return boot(setup) if image is None else imported_machine(setup, image)
+
+
+def told_by(target: Target, ask: Callable[[], T]) -> T:
+    """What a target answers; whatever it raises is a HarnessError."""
+    try:
+        return ask()
+    except Exception as e:
+        raise harness_error(target.name, e) from e
 
 
 def open_target(name: str) -> Target:
     """The target that a user calls `name`: "emulator" or "xen" (one a process), "model", or "cmd:COMMAND"."""
+    try:
+        return opened(name)
+    except Exception as e:
+        raise harness_error(name, e) from e
+
+
+def opened(name: str) -> Target:
+    """The same, with whatever a target raises that cannot start."""
     if name == "model":
         return ModelTarget()
     if name == "emulator":
@@ -103,7 +150,7 @@ def open_target(name: str) -> Target:
         except ImportError as e:
             raise HarnessError(f"the emulator can't run here: {e}") from e
         return EmulatorTarget()
-    if name == "xen":
+    if name == REAL_TARGET:
         try:
             from emulator.xen.target import XenTarget
         except ImportError as e:
@@ -115,16 +162,18 @@ def open_target(name: str) -> Target:
     raise HarnessError(f"unknown target {short(name)} (known: emulator, xen, model, cmd:COMMAND)")
 
 
-def read_image(path: Path) -> Image:
-    """The machine in a RAM file.  HarnessError if it is not a Xen's that we can read."""
+def read_image(ram: Buffer) -> Image:
+    """The machine that has this memory.  HarnessError if it is not a Xen's that we can read."""
     try:
         from emulator.xen.frames import ImageError, image
+        from emulator.xen.version import check_memory
     except ImportError as e:
         raise HarnessError(f"images of the real Xen can't be read here: {e}") from e
     try:
-        return image(path.read_bytes())
+        check_memory(ram)
+        return image(ram)
     except ImageError as e:
-        raise HarnessError(f"{path}: {e}") from e
+        raise HarnessError(str(e)) from e
 
 
 def default_setup(profile: str, target: Target, domains: int = 2, pages: int = 64, frames: int = 2048) -> Setup:
@@ -136,7 +185,7 @@ def default_setup(profile: str, target: Target, domains: int = 2, pages: int = 6
     if domains > frames:
         raise ProgramError("domains", f"{domains} do not fit in {frames} frames")
     if isinstance(target, RealTarget):
-        return target.setup(pages)
+        return told_by(target, lambda: target.setup(pages, domains))
     xen_frames, slots = target.needs(frames)
     layout = tuple(DomainSetup(d, xen_frames + d * (pages + 1), pages) for d in range(domains))
     setup = Setup(profile, frames, xen_frames, layout, slots)

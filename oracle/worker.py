@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from oracle.command import ending, quoted
-from oracle.targets import PATIENCE, HarnessError, Target, harness_error, open_target, planted
+from oracle.targets import PATIENCE, REAL_TARGET, HarnessError, Target, harness_error, open_target, planted
 from spec.vocabulary import Action, Observation, Outcome, Setup
 
 
@@ -32,6 +32,16 @@ def uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def held_target(name: str, plant: str = "") -> Target:
+    """The target of this name, in a process of its own; a real machine is one anyway."""
+    if name != REAL_TARGET:
+        return WorkerTarget(name, plant=plant)
+    target = open_target(name)
+    if plant:
+        planted(target, plant)                  # which it refuses
+    return target
 
 
 class WorkerTarget:

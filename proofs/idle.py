@@ -19,5 +19,6 @@ EXPLAINED: Final = {
     "drop-VALID-1.3": "Xen's get_page fails on a frame without references; that one more would delay its release harms nobody",
     "drop-STORE-1.3": "the processor marks a page dirty before it stores; what may be written is a matter of RW alone (TLB-10)",
     "drop-STORE-1.4": "the processor does not store through what it fetches by; TLB-10 holds of those translations, too",
+    "drop-TLB-8.1": "TLB-10 holds of the translations that fetches use, too",
     "drop-LEND-1.2": "a loan of a free frame ends as it is handed out (its term grows), and Xen's frames are not for use by loan",
 }

@@ -370,13 +370,13 @@ def stretch_not_clear_of_xen_has_a_slot_of_xen(new: bool, t: int, first: int, en
 
 
 def self_slot_names_its_own_table(new: bool, g: int, i: int, word: int) -> int:
-    """In the slot of the self-map Xen's entry names the table itself; in every other slot it is the same for all tables.
+    """In the slot of the self-map Xen's entry names the table itself; else it is the same for all tables of a domain.
 
     pre: 0 <= g < FRAMES and 0 <= i < 1024 and 0 <= word < PAGE_SIZE
     post: mfn_of(state(new), __return__) == (g if i == profile(new).self_slot else 0)
     post: __return__ % PAGE_SIZE == word
     """
-    return xen_entry(state(new, xen_word=Everywhere(word)), Mfn(g), Index(i))
+    return xen_entry(state(new, xen_word=Everywhere(word), owner=Everywhere(0)), Mfn(g), Index(i))
 
 
 # --- addresses ---------------------------------------------------------------------------------------------------------------

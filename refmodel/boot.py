@@ -90,9 +90,9 @@ def published_end(setup: Setup) -> int:
 def publish(s: State, setup: Setup) -> None:
     """Xen's slots of every root table, and behind the first of them the read-only machine-to-physical words."""
     p, first = s.profile, first_slot(setup)
-    for n, word in enumerate(setup.xen_slots):
-        s.xen_word[Index(p.xen_first + n)] = word
-    s.xen_word[Index(p.xen_first)] = first
+    for d in setup.domains:
+        for n, word in enumerate((first, *setup.xen_slots[1:])):
+            s.xen_word[DomId(d.domid), Index(p.xen_first + n)] = word
     table = Mfn((first >> 12) & p.mfn_mask)
     for _level in range(p.root - 1, 1, -1):     # the upper tables of the window (4.17), in Xen's frames 1, 2, 3
         s.word[table, Index(0)] = (table + 1) << 12 | P | US | A

@@ -1,6 +1,14 @@
 """Where the architecture leaves a choice: each is named, counted, and can be forced, so that a search can explain a machine."""
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+
+class Cached(NamedTuple):
+    """A translation that is likely to be cached."""
+    clock: int                              # when: it ends with the next flush
+    by_store: bool
+    entry: int
 
 
 class Choices:
@@ -12,9 +20,9 @@ class Choices:
         self.counts: Counter[str] = Counter()           # how often each looseness was met
         self.forgiven: Counter[str] = Counter()         # how often a comparison forgave a difference, by name
         self.eager = False      # habit: a walk that faults has marked its way, and what a load cached may serve a store
-        self.filled: dict[tuple[int, int], bool] = {}   # habit: translations likely to be cached still -> filled by a store
+        self.filled: dict[tuple[int, int], Cached] = {}     # habit: by domain and tag, the guest's apart from Xen's own
 
-    def begin(self, forced: Sequence[int] = (), filled: Mapping[tuple[int, int], bool] | None = None) -> None:
+    def begin(self, forced: Sequence[int] = (), filled: Mapping[tuple[int, int], Cached] | None = None) -> None:
         """Start a run in which the first choices are given; one that goes on from `filled` in the middle of another."""
         self.forced = tuple(forced)
         self.taken.clear()
@@ -32,15 +40,26 @@ class Choices:
 
     # --- habits: no rule depends on them; they only put the likely option first, and so spare a search
 
-    def fills(self, d: int, tag: int, write: bool) -> None:
+    def fills(self, d: int, tag: int, clock: int, write: bool, entry: int) -> None:
         """A translation was just cached."""
-        self.filled[d, tag] = write
+        self.filled[d, tag] = Cached(clock, write, entry)
+
+    def serves(self, d: int, tag: int, clock: int, write: bool, entry: int) -> None:
+        """A translation was used from the cache."""
+        last = self.filled.get((d, tag))
+        if last is None or last.entry != entry or last.clock != clock:
+            self.filled[d, tag] = Cached(clock, write, entry)
 
     def drops(self, d: int, tag: int) -> None:
         """A page fault usually drops the page's translation."""
         self.filled.pop((d, tag), None)
 
-    def likely_cached(self, d: int, tag: int, write: bool) -> bool:
+    def likely_cached(self, d: int, tag: int, clock: int, write: bool) -> bool:
         """A processor usually uses what it cached; but to store, only what a store made it cache."""
-        by_store = self.filled.get((d, tag))
-        return by_store is not None and (by_store or not write or self.eager)
+        last = self.filled.get((d, tag))
+        return last is not None and last.clock == clock and (last.by_store or not write or self.eager)
+
+    def likely_older(self, d: int, tag: int, clock: int, frame: int) -> bool:
+        """It usually uses what it used last, though another part of it found a newer translation; `frame` is the older one's."""
+        last = self.filled.get((d, tag))
+        return last is not None and last.clock == clock and last.entry >> 12 == frame

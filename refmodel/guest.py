@@ -8,10 +8,13 @@ from refmodel.choices import Choices
 from refmodel.references import Error
 from spec.abi import DOMID_XEN, PF, PF_PROT, PSE, US, A, D, P
 from spec.frames import mfn_of
-from spec.kernel import FAILED, HELD, DomId, Index, Mfn, State, Tag, Vpn
+from spec.kernel import CPU, FAILED, HELD, DomId, Index, Mfn, State, Tag, Vpn
 from spec.vocabulary import Action
 from spec.x86.paging import Fault, allows, fault_code, index_at, require_segment, root_of, walk
-from spec.x86.tlb import guest_store, has_root, is_live, tag_of, tlb_fill, walk_start, walk_step
+from spec.x86.tlb import guest_store, has_root, is_live, tag_of, tlb_fill, tlb_keep, walk_start, walk_step
+
+OLDER, SPARE = 1 << 56, 1 << 57             # of tags: where the processor may have translations besides
+OWN = 1 << 58                               # of habits: those of Xen's own accesses
 
 
 class ModelError(Exception):
@@ -37,22 +40,27 @@ class Window(Protocol):
 
 # --- translation -------------------------------------------------------------------------------------------------------------
 
-def translate(s: State, choices: Choices, d: DomId, va: int, user: bool, write: bool, fetch: bool) -> int:
-    """The translation that the processor uses for `va`; raises `Fault`.  Fills the TLB."""
+def translate(s: State, choices: Choices, d: DomId, va: int, user: bool, write: bool, fetch: bool, own: bool = False) -> int:
+    """The translation that the processor uses for `va`, in Xen's `own` access or the guest's; raises `Fault`.  Fills the TLB."""
     tag = tag_of(Vpn(va >> 12), fetch)
+    by = tag ^ OWN if own else tag
+    if s.tlb[d, older(tag)] and (e := _older(s, choices, d, tag, by, user, write, fetch)):
+        choices.serves(d, by, s.clock[CPU], write, e)
+        return e
     held = holder(s, d, tag, write)
     try:
         if held is not None:
-            e = _from_cache(s, choices, d, held, s.tlb[d, held], va, user, write, fetch)
+            e = _from_cache(s, choices, d, held, held ^ by ^ tag, va, user, write, fetch)
             if e:
+                choices.serves(d, by, s.clock[CPU], write, e)
                 return e
         tlb_fill(s, d, va, user, write, fetch)
     except Fault as fault:
-        choices.drops(d, tag)
+        choices.drops(d, by)
         if choices.eager and fault.vector == PF:
             mark_way(s, d, va, user)
         raise
-    choices.fills(d, tag, write)
+    choices.fills(d, by, s.clock[CPU], write, s.tlb[d, tag])
     return s.tlb[d, tag]
 
 
@@ -64,6 +72,31 @@ def holder(s: State, d: DomId, tag: Tag, write: bool) -> Tag | None:
     if not write and s.tlb[d, other] and is_live(s, d, other):
         return other
     return None
+
+
+def older(tag: Tag) -> Tag:
+    """Where a translation is kept that a newer one of the page has replaced: QEMU's guests and hypervisors, for one, have TLBs of
+    their own."""
+    return Tag(tag ^ OLDER)
+
+
+def _older(s: State, choices: Choices, d: DomId, tag: Tag, by: int, user: bool, write: bool, fetch: bool) -> int:
+    """An older translation than the last one, if the processor has one, uses it, and it serves; else 0."""
+    other = older(tag)
+    e = s.tlb[d, other]
+    if not is_live(s, d, other) or (e ^ s.tlb[d, tag]) & ~D == 0 or (write and e & D == 0):
+        return 0
+    if not allows(e, user or not s.profile.ring1_kernel, write, fetch):
+        return 0
+    if (choices.choose("older-translation", 2) == 0) != choices.likely_older(d, by, s.clock[CPU], e >> 12):
+        return 0
+    if is_live(s, d, tag):                  # they change places
+        tlb_keep(s, d, tag, Tag(tag ^ SPARE))
+        tlb_keep(s, d, other, tag)
+        tlb_keep(s, d, Tag(tag ^ SPARE), other)
+    else:
+        tlb_keep(s, d, other, tag)
+    return e
 
 
 def mark_way(s: State, d: DomId, va: int, user: bool) -> None:
@@ -78,9 +111,9 @@ def mark_way(s: State, d: DomId, va: int, user: bool) -> None:
         walk_step(s, d, tag_of(Vpn(va >> 12), False), va)
 
 
-def _from_cache(s: State, choices: Choices, d: DomId, tag: Tag, cached: int, va: int, user: bool, write: bool,
-                fetch: bool) -> int:
+def _from_cache(s: State, choices: Choices, d: DomId, tag: Tag, by: int, va: int, user: bool, write: bool, fetch: bool) -> int:
     """What a cached translation gives: itself, a fault by its own rights, or 0: the processor walks."""
+    cached = s.tlb[d, tag]
     user_walk = user or not s.profile.ring1_kernel
     permits = allows(cached, user_walk, write, fetch)
     usable = permits and (not write or cached & D != 0)     # to set the dirty bit the processor walks
@@ -92,11 +125,13 @@ def _from_cache(s: State, choices: Choices, d: DomId, tag: Tag, cached: int, va:
     if usable:
         if found and (found ^ cached) & ~D == 0 and _is_marked(s, used, write):
             return cached                   # both ways are the same
-        likely = choices.likely_cached(d, tag, write)
+        likely = choices.likely_cached(d, by, s.clock[CPU], write)
         if (choices.choose("stale-translation", 2) == 0) == likely:
             return cached
     elif not permits and (found or absent) and choices.choose("stale-fault", 2) == 1:
         raise Fault(PF, fault_code(s.profile.geometry, PF_PROT, user_walk, write, fetch), va)
+    if found and (found ^ cached) & ~D and not s.profile.ring1_kernel:
+        tlb_keep(s, d, tag, older(tag))
     return 0
 
 

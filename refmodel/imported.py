@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from refmodel.audit import Violation, audit
 from refmodel.machine import Machine
 from refmodel.state import ConcreteState
 from refmodel.xen417 import Machine417
@@ -23,23 +24,26 @@ DOMAIN_SLOT: Final = 260                    # the one of Xen's slots that is eac
 CACHE: Final = PWT | PCD | PAT
 MOST_DOMIDS: Final = 0x7FF0                 # from here on a domain number is no domain's
 
-Kind = Literal["kernel root", "user root", "root of another vCPU", "shared memory of Xen's", "descriptor table"]
+Kind = Literal["kernel root", "user root", "root of another vCPU", "shared memory of Xen's", "descriptor table",
+               "registered page", "table to be let go", "unfinished table"]
 REASONS: Final[dict[Kind, str]] = {
     "kernel root": "a vCPU has the table loaded as its kernel's root (the base)",
     "user root": "a vCPU has the table loaded as its applications' root (the user base)",
     "root of another vCPU": "a vCPU but the first has the table loaded; the specification has one vCPU a domain",
     "shared memory of Xen's": "Xen's own memory, which it shares with the domain (shared_info, grant table): writable for good",
     "descriptor table": "Xen has the frame mapped as a vCPU's descriptor table",
+    "registered page": "the domain has named the page to Xen, which writes to it: a vcpu_info, or a page of FIFO event channels",
+    "table to be let go": "a vCPU has replaced an entry that named the table, and gives up its reference in its next hypercall",
+    "unfinished table": "a vCPU has checked the table in part, and goes on or back in its next hypercall: two are in flight",
 }
 Matter = Literal["device frame", "frame that Xen shows to domain 0", "device mapping", "mapping of Xen's shared frame",
-                 "cache bits", "slot of a domain's own", "read-only memory of Xen's"]
+                 "cache bits", "read-only memory of Xen's"]
 MATTERS: Final[dict[Matter, str]] = {
     "device frame": "belongs to DOMID_IO: taken as Xen's",
     "frame that Xen shows to domain 0": "belongs to DOMID_XEN and may be mapped read-only: taken as Xen's, without references",
     "device mapping": "an L1 entry of domain 0 names no memory, or a device's: it holds no reference, and is left out",
     "mapping of Xen's shared frame": "a read-only L1 entry of domain 0 names a frame that Xen shows: left out",
     "cache bits": "an L1 entry of domain 0, which has rights to devices, sets PWT, PCD or PAT: the bits are left out",
-    "slot of a domain's own": "the word is the domain's own, and so not domain 0's: replaced by that",
     "read-only memory of Xen's": "the count of typed references to no type marks it as Xen's: taken as 0",
 }
 
@@ -99,7 +103,9 @@ def imported(image: Image) -> Imported:
     m["clock"][CPU] = m["cr3_clock"][CPU] = 1               # 0 means: never
     m["privileged"][0] = True
     m["m2p"].update(image.m2p)
-    m["xen_word"].update({profile.xen_first + n: w for n, w in enumerate(image.xen_slots)})
+    for d in {v.owner for v in image.table if is_domain(v.owner)}:
+        m["xen_word"].update({(d, profile.xen_first + n): w for n, w in enumerate(image.xen_slots)})
+        m["xen_word"][d, DOMAIN_SLOT] = image.domain_slot.get(d, 0)
     for d, pages in image.pages.items():
         m["pages"][d] = pages + image.xen_pages.get(d, 0)
         m["limit"][d] = image.max_pages[d] + image.xen_pages.get(d, 0)
@@ -110,13 +116,20 @@ def imported(image: Image) -> Imported:
     return out
 
 
+def audited(claimed: Imported) -> list[Violation]:
+    """What an image violates.  A vCPU that is in the midst of a hypercall has references in flight, which are named."""
+    named = {r.mfn for r in claimed.references if r.kind == "unfinished table"}
+    return [v for v in audit(claimed.state) if v.rule != "TOKEN-1" or v.key[0] not in named]
+
+
 def imported_machine(setup: Setup, image: Image) -> Machine:
     """The model of a real machine in the state of its image; `setup` says which frames of which domains are for programs."""
     state = imported(image).state
     state.devices = frozenset(v.mfn for v in image.table if v.owner == DOMID_IO)
     machine = Machine417(setup, state, end=max((v.mfn for v in image.table), default=0) + 1)
     machine.uncounted = {d: image.xen_pages.get(d, 0) for d in machine.uncounted}
-    machine.shared = {d: next((v.mfn for v in image.table if v.owner == d and v.xen_heap), 0) for d in machine.shared}
+    machine.shared = {d: image.shared_info.get(d, 0) for d in machine.shared}
+    state.opaque = frozenset(image.shared_info.values())
     machine.choices.eager = True            # QEMU's processor
     machine.pool_size = image.frames - len(image.table)
     return machine
@@ -152,7 +165,7 @@ def add_frame(out: Imported, v: FrameView) -> None:
     if v.allocated:
         m["alloc"][f] = True
     if is_table and typed:
-        m["upto"][f] = p.entries            # also if the mark says otherwise: which is then the one thing that is wrong
+        m["upto"][f] = v.upto if v.partial else p.entries       # also without the mark: that is then the one thing that is wrong
     if is_table and v.validated:
         m["validated"][f] = True
     if v.pinned:
@@ -168,11 +181,17 @@ def add_xens(out: Imported, image: Image, views: dict[int, FrameView]) -> None:
     kept = [XenReference(f, "root of another vCPU", n) for f, n in Counter(image.other_roots).items()]
     kept += [XenReference(v.mfn, "shared memory of Xen's", 1) for v in views.values()
              if is_domain(v.owner) and v.xen_heap and v.type != NONE]
+    kept += [XenReference(f, "table to be let go", n) for f, n in Counter(image.left).items() if not views[f].partial]
+    kept += [XenReference(f, "registered page", n) for f, n in image.registered.items()]
     kept += [XenReference(f, "descriptor table", n) for f, n in image.descriptors.items()
              if f in views and is_domain(views[f].owner)]
     held = out.state.maps["xen_held"]
     for r in kept:
         held[r.mfn] = held[r.mfn] + r.typed
+    unfinished = [XenReference(f, "unfinished table", 1, 1) for f in image.left if views[f].partial]
+    for r in unfinished:                    # what the vCPU has in hand
+        out.state.maps["held_type"][r.mfn] = out.state.maps["held"][r.mfn] = 1
+    kept += unfinished
     out.references += sorted(references + kept, key=lambda r: (r.mfn, r.kind))
 
 
@@ -196,9 +215,6 @@ def entry(out: Imported, image: Image, views: dict[int, FrameView], table: Frame
     """An entry as the state has it: as it is, but for what is listed; 0 if it is left out."""
     p: Profile = out.state.profile
     f, kind = table.mfn, table.type
-    if kind == p.root and i == DOMAIN_SLOT and table.owner != 0 and e == image.domain_slot.get(table.owner):
-        out.unmodelled.append(Unmodelled(f, "slot of a domain's own", i, e))
-        return image.domain_slot.get(0, 0)
     if kind != L1 or not e & P or table.owner != 0:
         return e
     named = e >> 12 & p.mfn_mask

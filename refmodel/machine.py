@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from refmodel.choices import Choices
-from refmodel.guest import ModelError, fetch_byte, load, store, store_words
+from refmodel.guest import ModelError, fetch_byte, load, older, store, store_words
 from refmodel.observation import Difference, Mirror
 from refmodel.references import Error, give_up
 from refmodel.state import ConcreteState, as_state
@@ -40,13 +40,17 @@ class Machine:
         self.refusals: list[str] = []
         self.domids = frozenset(d.domid for d in setup.domains)
         self.pool_start = max(d.first + d.pages + 1 for d in setup.domains)
+        while self.pool_start < setup.frames and self.s.owner[Mfn(self.pool_start)] != NOBODY:
+            self.pool_start += 1            # a real machine has more in use behind them
         self.current: int | None = None
         self.mode = False                   # the processor is in user mode, where that has tables of its own
         self.flush_due = False
         self.released: set[int] = set()
         self.handed_out: set[int] = set()
+        self.last_mark = frozenset[int](), frozenset[int]()    # these two at the last mark: in between they only grow
         self.hint: Outcome | None = None
         self.chose: list[int] = []
+        self.did: list[tuple[str, str]] = []    # commands of the last step by name, and what came of each
         self.pool_size = setup.frames - setup.xen_frames - sum(d.pages + 1 for d in setup.domains)
         self.shared = {d.domid: d.first + d.pages for d in setup.domains}   # each domain's shared_info
         self.uncounted = dict.fromkeys(self.shared, 1)                      # its frames that its reservation does not count
@@ -63,21 +67,26 @@ class Machine:
         self.refusals = []
         self.released.clear()
         self.handed_out.clear()
+        self.last_mark = frozenset(), frozenset()
 
     def mark(self) -> "Mark":
         """The present moment, to rewind to."""
-        return Mark(self.concrete.mark(), self.current, frozenset(self.released), frozenset(self.handed_out), self.mode)
+        if len(self.released) != len(self.last_mark[0]) or len(self.handed_out) != len(self.last_mark[1]):
+            self.last_mark = frozenset(self.released), frozenset(self.handed_out)
+        return Mark(self.concrete.mark(), self.current, *self.last_mark, self.mode)
 
     def rewind(self, mark: "Mark") -> None:
         """Back to a moment of this run."""
         self.concrete.rollback(mark.log)
         self.current, self.flush_due, self.refusals, self.mode = mark.current, False, [], mark.mode
-        self.released, self.handed_out = set(mark.released), set(mark.handed_out)
+        if len(self.released) != len(mark.released) or len(self.handed_out) != len(mark.handed_out):
+            self.released, self.handed_out = set(mark.released), set(mark.handed_out)
+        self.last_mark = mark.released, mark.handed_out
 
     def step(self, action: Action, hint: Outcome | None = None) -> Outcome:
         """Perform one action.  `hint` is the outcome on another machine: it resolves what only that machine knows."""
         d = action.dom
-        self.refusals, self.hint, self.chose = [], hint, []
+        self.refusals, self.hint, self.chose, self.did = [], hint, [], []
         try:
             if d != self.current:
                 self._switch(d)
@@ -110,9 +119,9 @@ class Machine:
             return True
         frames = []
         for fetch in (True, False):         # a TLB may be unified
-            tag = tag_of(Vpn(va >> 12), fetch)
-            if is_live(self.s, DomId(d), tag) and d == self.current:
-                frames.append(self.s.tlb[DomId(d), tag] >> 12 & self.profile.mfn_mask)
+            first = tag_of(Vpn(va >> 12), fetch)
+            frames += [self.s.tlb[DomId(d), tag] >> 12 & self.profile.mfn_mask for tag in (first, older(first))
+                       if is_live(self.s, DomId(d), tag) and d == self.current]
         f = self.walk(d, va, user)
         if f is not None:
             frames.append(f)
@@ -142,7 +151,12 @@ class Machine:
         return None
 
     def adopt_marks(self, other: Observation) -> None:
-        """Take over accessed bits that another machine set early."""
+        """Take over accessed bits that another machine set early.
+
+        This is the one store past the transitions.  What happened was a walk (TLB-2, TLB-3), but at some earlier step, of which
+        the model learns only now, when the way to the entry may be another or gone: a walk made now could not set the bit, and a
+        rule that sets it in any entry would let the processor do more than it can.  No guard and no invariant asks for the bit.
+        """
         for key, word in self.mirror.early_marks(other):
             self.concrete.words[key] = word
 

@@ -28,7 +28,11 @@ class Difference:
 
 
 class Mirror:
-    """The model's visible state: arrays of its start, and what changed since, from the undo log."""
+    """The model's visible state as arrays, brought up to date from the undo log.
+
+    The first `upto` entries of the log are in the arrays.  `stretches` are the parts of it that came in between two looks: where
+    each begins, and the keys in it.
+    """
 
     def __init__(self, state: ConcreteState, domids: Iterable[int], xen_frames: int, end: int) -> None:
         self.state, self.xen_frames, self.end = state, xen_frames, end
@@ -42,6 +46,9 @@ class Mirror:
         for f in range(xen_frames, end):
             for i, w in state.row(f).items():
                 self.words[f - xen_frames, i] = w
+        self.free_at_start = self.frames == FREE_FRAME
+        self.stretches: list[tuple[int, dict[str, set[Any]]]] = []
+        self.upto = 0
 
     def frame_word(self, f: int) -> int:
         """The packed word of a frame, as it is now."""
@@ -53,7 +60,7 @@ class Mirror:
 
     def was_free(self, f: int) -> bool:
         """The frame was in the pool at the start."""
-        return f >= self.end or bool(self.frames[f] == FREE_FRAME)
+        return f >= self.end or bool(self.free_at_start[f])
 
     def grow(self, capacity: int) -> None:
         """Make room for more frames; those beyond the start are free."""
@@ -66,22 +73,36 @@ class Mirror:
 
     # --- the present state ---
 
-    def present(self, extent: int) -> tuple[Words, Words, dict[int, dict[int, int]]]:
-        """Frame words and machine-to-physical words of [0, extent), and the changed words of memory by frame."""
+    def refresh(self, extent: int) -> None:
+        """The arrays as the state is now, up to an extent."""
+        state, at, stale = self.state, self.upto, list[dict[str, set[Any]]]()
+        back = 0 if self.capacity < extent else state.low      # if there is more to show, from the start
         self.grow(extent)
-        changed = self.state.changed(VISIBLE)
-        frames, m2p = self.frames[:extent].copy(), self.m2p[:extent].copy()
-        for f in changed["frame"]:
-            if f < extent:
-                frames[f] = self.frame_word(f)
-        for f in changed["m2p"]:
-            m2p[f] = self.state.maps["m2p"][f]
-        words: dict[int, dict[int, int]] = {}
-        word = self.state.maps["word"]
-        for f, i in changed["word"]:
-            if f >= self.xen_frames:
-                words.setdefault(f, {})[i] = word[f, i]
-        return frames, m2p, words
+        while at > back:                        # what is shown was undone
+            at, keys = self.stretches.pop()
+            stale.append(keys)
+        new = state.changed(VISIBLE, at)
+        self.stretches.append((at, new))
+        self.upto = state.low = len(state.log)
+        for keys in (*stale, new):
+            self.show(keys)
+
+    def changed(self) -> dict[int, int]:
+        """The frames with words that were stored to, and one of these words each."""
+        return {f: i for _, keys in self.stretches for f, i in keys["word"]}
+
+    def show(self, keys: dict[str, set[Any]]) -> None:
+        """Enter in the arrays what these keys have now."""
+        m2p, word, low = self.state.maps["m2p"], self.state.maps["word"], self.xen_frames
+        for f in keys["frame"]:
+            if f < self.capacity:
+                self.frames[f] = self.frame_word(f)
+        for f in keys["m2p"]:
+            if f < self.capacity:
+                self.m2p[f] = m2p[f]
+        for f, i in keys["word"]:
+            if low <= f < self.capacity:
+                self.words[f - low, i] = word[f, i]
 
     def extent(self, handed_out: Iterable[int]) -> int:
         """The end of what was ever in use."""
@@ -94,25 +115,23 @@ class Mirror:
 
     def observe(self, extent: int) -> Observation:
         """The model as a target would show itself."""
-        frames, m2p, words = self.present(extent)
-        memory = self.words[:extent - self.xen_frames].copy()
-        for f, row in words.items():
-            for i, w in row.items():
-                memory[f - self.xen_frames, i] = w
-        return Observation(extent, frames.tobytes(), memory.tobytes(), m2p.tobytes(), self.base())
+        self.refresh(extent)
+        return Observation(extent, self.frames[:extent].tobytes(), self.words[:extent - self.xen_frames].tobytes(),
+                           self.m2p[:extent].tobytes(), self.base())
 
     # --- comparison ---
 
     def compare(self, other: Observation, extent: int, choices: Choices, full: bool) -> list[Difference]:
         """Every difference, frames first; free frames' contents and bits that a processor may set early are forgiven."""
         n = max(extent, other.extent)
-        frames, m2p, words = self.present(n)
+        self.refresh(n)
+        frames, m2p = self.frames[:n], self.m2p[:n]
         out = [self.frame_difference(f, int(frames[f]), int(seen)) for f, seen in
                unlike(frames, np.frombuffer(other.frames, "<u8"), FREE_FRAME)]
         ones = self.state.profile.all_ones
         out += [Difference("m2p", f"frame {f}", int(m2p[f]), int(seen), "M2P-1") for f, seen in
                 unlike(m2p, np.frombuffer(other.m2p, self.dtype), ones)]
-        out += self.memory_differences(words, other, choices, full)
+        out += self.memory_differences(other, choices, full)
         base = self.base()
         if base != other.base:
             out += [Difference("base", f"domain {d}", f, other.base.get(d, -1), "BASE-1")
@@ -129,67 +148,43 @@ class Mirror:
                 return Difference(name, where, int(a), int(b), rule)
         return Difference("frame", f"frame {f}", mine, seen, "FRAME-1")
 
-    def memory_differences(self, words: dict[int, dict[int, int]], other: Observation, choices: Choices,
-                           full: bool) -> list[Difference]:
+    def memory_differences(self, other: Observation, choices: Choices, full: bool) -> list[Difference]:
         """Words of memory that differ: all of it, or only the frames that the model changed."""
-        entries, low = self.state.profile.entries, self.xen_frames
-        seen = np.frombuffer(other.memory, self.dtype).reshape(-1, entries)
+        seen = np.frombuffer(other.memory, self.dtype).reshape(-1, self.state.profile.entries)
         if other.rows is not None:
-            return self.shown_differences(words, seen, other.rows, choices)
-        rows = len(seen) if full else 0
-        saved = self.put(words)
-        try:
-            if full:
-                mine = self.words[:rows]
-                bad = [] if np.array_equal(mine, seen) else [(int(r), int(i)) for r, i in np.argwhere(mine != seen)]
-            else:
-                changed = np.array([f - low for f in words if f - low < len(seen)], dtype=np.intp)
-                unlike_rows, columns = np.nonzero(self.words[changed] != seen[changed])
-                bad = [(int(changed[r]), int(i)) for r, i in zip(unlike_rows, columns, strict=True)]
-            return [d for r, i in bad if (d := self.word_difference(r, i, int(seen[r, i]), choices))]
-        finally:
-            self.take_back(saved)
+            return self.shown_differences(seen, other.rows, choices)
+        low, rows = self.xen_frames, np.arange(len(seen))
+        if not full:
+            rows = np.array([f - low for f in self.changed() if 0 <= f - low < len(seen)], dtype=np.intp)
+        elif np.array_equal(self.words[:len(seen)], seen):
+            return []
+        unlike_rows, columns = np.nonzero(self.words[rows] != seen[rows])
+        return [d for r, i in zip(rows[unlike_rows].tolist(), columns.tolist(), strict=True)
+                if (d := self.word_difference(r, i, int(seen[r, i]), choices))]
 
-    def shown_differences(self, words: dict[int, dict[int, int]], seen: Words, shown: tuple[int, ...],
-                          choices: Choices) -> list[Difference]:
+    def shown_differences(self, seen: Words, shown: tuple[int, ...], choices: Choices) -> list[Difference]:
         """Words that differ in the frames that are shown; a change that the model makes in any other frame cannot be checked."""
         low = self.xen_frames
-        saved = self.put(words)
-        try:
-            unlike_rows, columns = np.nonzero(self.words[np.array(shown, dtype=np.intp) - low] != seen)
-            out = [d for r, i in zip(unlike_rows.tolist(), columns.tolist(), strict=True)
-                   if (d := self.word_difference(shown[r] - low, i, int(seen[r, i]), choices))]
-            owner, visible = self.state.maps["owner"], frozenset(shown)
-            return out + [Difference("word", f"frame {f}, which is not shown", int(self.words[f - low, i]), 0, "STORE-1")
-                          for f in words if f not in visible and owner[f] not in (NOBODY, DOMID_XEN) for i in list(words[f])[:1]]
-        finally:
-            self.take_back(saved)
+        unlike_rows, columns = np.nonzero(self.words[np.array(shown, dtype=np.intp) - low] != seen)
+        out = [d for r, i in zip(unlike_rows.tolist(), columns.tolist(), strict=True)
+               if (d := self.word_difference(shown[r] - low, i, int(seen[r, i]), choices))]
+        owner, visible = self.state.maps["owner"], frozenset(shown)
+        return out + [Difference("word", f"frame {f}, which is not shown", int(self.words[f - low, i]), 0, "STORE-1")
+                      for f, i in self.changed().items()
+                      if f >= low and f not in visible and owner[f] not in (NOBODY, DOMID_XEN)]
 
     def early_marks(self, other: Observation) -> list[tuple[tuple[int, int], int]]:
         """Entries of tables that another machine shows with their accessed bit, which they lack here."""
         if other.rows is None:
             return []
-        m, seen = self.state.maps, np.frombuffer(other.memory, self.dtype).reshape(-1, self.state.profile.entries)
-        out = []
-        for n, f in enumerate(other.rows):
-            if m["type_count"][f] and 0 < m["type"][f] <= self.state.profile.root:
-                out += [((f, int(i)), int(seen[n, i])) for i in np.flatnonzero(seen[n])
-                        if int(seen[n, i]) == m["word"][f, int(i)] | A != m["word"][f, int(i)]]
-        return out
-
-    def put(self, words: dict[int, dict[int, int]]) -> list[tuple[int, int, Any]]:
-        """Enter changed words in the array; the answer is what was there."""
-        saved: list[tuple[int, int, Any]] = []
-        for f, row in words.items():
-            for i, w in row.items():
-                saved.append((f - self.xen_frames, i, self.words[f - self.xen_frames, i]))
-                self.words[f - self.xen_frames, i] = w
-        return saved
-
-    def take_back(self, saved: list[tuple[int, int, Any]]) -> None:
-        """The array as it was."""
-        for r, i, w in saved:
-            self.words[r, i] = w
+        self.refresh(self.capacity)
+        m, low, rows = self.state.maps, self.xen_frames, np.array(other.rows, dtype=np.intp)
+        seen = np.frombuffer(other.memory, self.dtype).reshape(-1, self.state.profile.entries)
+        mine = self.words[rows - low]
+        early = np.nonzero((seen == mine | self.dtype.type(A)) & (seen != mine) & (seen != 0))
+        return [((f, i), int(seen[n, i])) for n, f, i in zip(early[0].tolist(), rows[early[0]].tolist(), early[1].tolist(),
+                                                             strict=True)
+                if m["type_count"][f] and 0 < m["type"][f] <= self.state.profile.root]
 
     def word_difference(self, r: int, i: int, seen: int, choices: Choices) -> Difference | None:
         """A word that differs, unless the difference is forgiven."""

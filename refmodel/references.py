@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import cast
 
 from refmodel.state import ConcreteState
-from spec.abi import GUEST_KERNEL, L1, RW, US, WRITABLE, A, G, P
+from spec.abi import GUEST_KERNEL, L1, NOBODY, RW, US, WRITABLE, A, G, P
 from spec.frames import drop_ref, drop_type, is_idle, may_use, mfn_of, take_ref, take_type
 from spec.kernel import CPU, DomId, FrameType, Index, Mfn, Refused, State
 from spec.reservation import free_frame
@@ -27,6 +27,7 @@ from spec.tables import (
 from spec.x86.tlb import flush
 
 TWritable = FrameType(WRITABLE)
+TEARDOWN = "teardown"                       # of what Xen loses
 ADJUSTED = A | US | G | GUEST_KERNEL        # what Xen sets in entries that it stores for a guest
 
 
@@ -71,13 +72,24 @@ def validate(s: State, d: DomId, f: Mfn, t: FrameType, get: Callable[[State, Mfn
                 get(s, f, s.word[f, first])
                 validate_entry(s, d, f)
             except (Error, Refused):
-                cast(ConcreteState, s).torn += t != L1 and first > 0
+                leave_pending(cast(ConcreteState, s), f, t, first)
                 raise
         elif first < end:
             skip_absent(s, d, f, end)
         else:
             validate_entry(s, d, f)         # a slot of Xen's
     finish(s, d, f)
+
+
+def leave_pending(s: ConcreteState, f: Mfn, t: FrameType, i: Index) -> None:
+    """4.17 undoes an upper table that fails after its first slot only later, and remembers one such table: the table above it
+    takes over one that its own failing entry names, and loses any other, references and all."""
+    if t == L1:
+        return
+    if s.pending is not None and s.pending != s.words[f, i] >> 12 & s.profile.mfn_mask:
+        s.lost = TEARDOWN                   # at its first slot only if the validation was interrupted (X-23)
+    if i > 0:
+        s.pending = f
 
 
 def stretches(s: State, f: Mfn, t: FrameType) -> list[tuple[Index, Index]]:
@@ -116,12 +128,13 @@ def drain(s: State, d: DomId, f: Mfn) -> None:
         e = s.word[f, Index(i)]
         drain_entry(s, d, f)
         put_entry(s, f, before, e, Index(i))
-    drain_absent(s, d, f, Index(0))
+    if s.upto[f] > 0:                       # else the last entry led back to the table, and it is free already
+        drain_absent(s, d, f, Index(0))
 
 
 def reap(s: State, f: Mfn) -> None:
     """A frame that its owner gave up goes back to the pool with its last reference."""
-    if s.ref_count[f] == 0 and s.upto[f] == 0:
+    if s.ref_count[f] == 0 and s.upto[f] == 0 and s.owner[f] != NOBODY:
         free_frame(s, s.owner[f], f)
 
 

@@ -64,8 +64,11 @@ class ConcreteState:
     def __init__(self, profile: Profile, frames: int) -> None:
         self.profile, self.frames = profile, frames
         self.devices: frozenset[int] = frozenset()      # frames below `frames` that are no memory of Xen's or a domain's
-        self.torn = 0                                   # upper tables whose validation failed midway, since somebody set it to 0
+        self.opaque: frozenset[int] = frozenset()       # frames whose words are not known: somebody else writes them at any time
+        self.pending: int | None = None                 # the table of the last failed validation that Xen undoes only later
+        self.lost = ""                                  # what Xen, or the model, loses hold of, since somebody set it to ""
         self.log: list[tuple[UndoMap, Any, Any]] = []
+        self.low = 0                                    # the length to which the log went back since somebody set it
         neutral = {"bool": False, "dom": NOBODY, "pfn": profile.all_ones}
         self.words = WordMap("word", self.log)
         self.maps: dict[str, UndoMap] = {}
@@ -102,12 +105,13 @@ class ConcreteState:
             if m is words:
                 words.rows[key[0]][key[1]] = old
         del self.log[mark:]
+        self.low = min(self.low, mark)
 
-    def changed(self, groups: dict[str, str]) -> dict[str, set[Any]]:
-        """The keys stored to since the start, by the group that each named map is in."""
+    def changed(self, groups: dict[str, str], since: int = 0) -> dict[str, set[Any]]:
+        """The keys stored to since a mark, by the group that each named map is in."""
         out: dict[str, set[Any]] = {group: set() for group in groups.values()}
         note = {name: out[group].add for name, group in groups.items()}.get
-        for m, key, _ in self.log:
+        for m, key, _ in self.log[since:] if since else self.log:
             add = note(m.name)
             if add:
                 add(key)
@@ -116,6 +120,7 @@ class ConcreteState:
     def seal(self) -> None:
         """Make the present state the one that `rollback(0)` returns to."""
         self.log.clear()
+        self.low = 0
 
 
 def as_state(s: ConcreteState) -> State:

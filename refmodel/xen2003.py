@@ -221,7 +221,7 @@ class Machine2003(Machine):
         demand(base & 0xFFF == 0, "MMU-9.1", EINVAL)                # page-aligned
         demand(entries <= X.MAX_LDT, "MMU-9.2", EINVAL)             # not too long
         demand(base + 8 * entries <= X.GUEST_END, "MMU-9.3", EINVAL)    # ends below Xen
-        set_ldt(self.s, d, base, entries)
+        set_ldt(self.s, d, base, Index(entries))
 
     # --- update_va_mapping ---
 

@@ -4,14 +4,16 @@ from typing import ClassVar
 
 from refmodel.guest import ModelError, demand
 from refmodel.references import Error
+from refmodel.xen417_commands import COUNTED, call_name, end_name
 from refmodel.xen417_memory import MemoryCalls
+from refmodel.xen417_mmu import WORD, Abandoned, Listed
 from refmodel.xen417_pointers import ADDRESSES, addr_ok
 from spec.abi import EFAULT, EINVAL, ENOSYS, Xen417
 from spec.kernel import DomId, check
+from spec.vocabulary import Hypercall
 from spec.x86.tlb import load_cr3
 
 X = Xen417
-WORD = 0xFFFFFFFF                           # counts and owners are 32-bit arguments
 
 
 class Machine417(MemoryCalls):
@@ -30,44 +32,56 @@ class Machine417(MemoryCalls):
 
     # --- hypercalls ---
 
-    @check("CALL-2", source="xen-4.17.md §1")
     def hypercall(self, d: DomId, nr: int, args: tuple[int, ...]) -> int:
-        """RAX selects the call; a number that is not assigned gives -ENOSYS."""
+        """One hypercall: its result, or the number of its error."""
         a, b, c, e, _, _ = (*args, 0, 0, 0, 0, 0, 0)[:6]
         try:
-            if nr == X.MMU_UPDATE:
-                return self.mmu_update(d, a, b & WORD, c, e & WORD)
-            if nr == X.UPDATE_VA_MAPPING:
-                return self.update_va_mapping(d, a, b, c, d)
-            if nr == X.UPDATE_VA_MAPPING_OTHERDOMAIN:
-                return self.update_va_mapping_otherdomain(d, a, b, c, e)
-            if nr == X.MMUEXT_OP:
-                return self.mmuext_op(d, a, b & WORD, c, e & WORD)
-            if nr == X.MEMORY_OP:
-                return self.memory_op(d, a, b)
-            if nr in self.other_wings:
-                raise ModelError(f"hypercall {nr} belongs to a wing that is not built yet")
-            demand(nr == X.MULTICALL, "CALL-2.1", ENOSYS)           # the number is assigned
-            return self.multicall(d, a, b & WORD)
+            result = self.made(d, nr, (a, b, c, e))
         except Error as error:
             self.note(error)
-            return -error.errno
+            result = -error.errno
+        name = call_name(nr, a)
+        if name not in COUNTED:
+            self.did.append((name, end_name(result)))
+        return result
+
+    @check("CALL-2", source="xen-4.17.md §1")
+    def made(self, d: DomId, nr: int, args: tuple[int, int, int, int]) -> int:
+        """RAX selects the call; a number that is not assigned gives -ENOSYS."""
+        a, b, c, e = args
+        if nr == X.MMU_UPDATE:
+            return self.mmu_update(d, a, b & WORD, c, e & WORD)
+        if nr == X.UPDATE_VA_MAPPING:
+            return self.update_va_mapping(d, a, b, c, d)
+        if nr == X.UPDATE_VA_MAPPING_OTHERDOMAIN:
+            return self.update_va_mapping_otherdomain(d, a, b, c, e)
+        if nr == X.MMUEXT_OP:
+            return self.mmuext_op(d, a, b & WORD, c, e & WORD)
+        if nr == X.MEMORY_OP:
+            return self.memory_op(d, a, b)
+        if nr in self.other_wings:
+            raise ModelError(f"hypercall {nr} belongs to a wing that is not built yet")
+        demand(nr == X.MULTICALL, "CALL-2.1", ENOSYS)               # the number is assigned
+        return self.multicall(d, a, b & WORD)
 
     @check("MULTI-2", source="xen-4.17.md §11 multicall")
     def multicall(self, d: DomId, calls: int, count: int) -> int:
         """A list of calls is made in order, and the result of each is written into the list; lists are not nested."""
-        demand(not self.in_multicall, "MULTI-2.1", EINVAL)          # the call is not in a list itself
+        demand(self.listed is None, "MULTI-2.1", EINVAL)            # the call is not in a list itself
         demand(addr_ok(calls), "MULTI-2.2", EFAULT)                 # the list starts outside Xen's slots
-        self.in_multicall = True
         try:
             for n in range(count):
                 at = (calls + 64 * n) % ADDRESSES
-                op, _, *args = unpack("<8Q", self.read(d, at, 64))
-                self.continued = None
+                self.listed = Listed(at, list(unpack("<8Q", self.read(d, at, 64))))
+                op, _, *args = self.listed.words
                 result = self.hypercall(d, op, tuple(args))
-                if self.continued is not None:      # the list then holds the arguments of the last continuation
-                    self.written(d, (at + 16) % ADDRESSES, pack(f"<{len(self.continued)}Q", *self.continued))
                 self.write(d, (at + 8) % ADDRESSES, pack("<q", result))
+        except Abandoned as abandoned:
+            return -abandoned.errno
         finally:
-            self.in_multicall = False
+            self.listed = None
         return 0
+
+    def call(self, d: DomId, action: Hypercall) -> int:
+        """4.17 flushes where the need arises, not on the way back to the guest."""
+        return self.hypercall(d, action.nr, action.args)

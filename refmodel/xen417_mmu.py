@@ -1,9 +1,12 @@
 """The page-table hypercalls of Xen 4.17: mmu_update, update_va_mapping, update_va_mapping_otherdomain."""
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
+from struct import pack
 
 from refmodel.guest import ModelError, demand
 from refmodel.references import Error, put_type
+from refmodel.xen417_commands import CONTINUED, DONE, end_name, flush_name, operation_name, request_name
 from refmodel.xen417_entries import TWritable, get_type, is_owned, is_target, replace_leaf, replace_table, with_marks
 from refmodel.xen417_pointers import ADDRESSES, Pointers, addr_ok
 from spec.abi import DOMID_IO, DOMID_SELF, DOMID_XEN, EFAULT, EINVAL, ENOSYS, EPERM, ESRCH, L1, PSE, P, Xen417
@@ -14,17 +17,43 @@ from spec.tables import same_authority, write_data
 from spec.x86.tlb import flush
 
 X = Xen417
+WORD = 0xFFFFFFFF                           # counts, owners and results are 32 bits wide
+CONTINUATION = "continuation"               # of what Xen loses
+
+
+class Abandoned(Exception):
+    """A list of calls ends in the middle of one that was to be continued: the list cannot be told so."""
+
+    def __init__(self, errno: int) -> None:
+        super().__init__(errno)
+        self.errno = errno
+
+
+@dataclass(slots=True)
+class Listed:
+    """The call of a multicall that is being made: where its entry is, and the words of it."""
+    at: int
+    words: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of requests: their size in a list, and what one is called."""
+    size: int
+    name: Callable[[bytes], str]
+
+
+UPDATES, OPERATIONS = Kind(16, request_name), Kind(24, operation_name)
 
 
 class MmuCalls(Pointers):
     """A machine with the calls that change page tables.
 
-    Xen gives up what a request took out of an upper table in a continuation of the call (X-1): `leftover` says that there is
-    something, `continued` which arguments the last continuation had.
+    Xen gives up what a request took out of an upper table, or left half validated, in a continuation of the call (X-1):
+    `leftover` says that there is something.
     """
-    in_multicall = False
+    listed: Listed | None = None
     leftover = False
-    continued: tuple[int, ...] | None = None
 
     # --- whose frames ---
 
@@ -58,29 +87,77 @@ class MmuCalls(Pointers):
         demand(holder == 0 or holder - 1 in self.domids, "MMU-11.2", ESRCH)     # the tables' owner exists
         tables = DomId(holder - 1) if holder else d
         owner = self.named_owner(d, foreigndom)
-        return self.batch(d, ptr, 16, count, pdone, partial(self.request, d, tables, owner))
+        return self.batch(d, ptr, UPDATES, count, pdone, partial(self.request, d, tables, owner))
 
-    def batch(self, d: DomId, ptr: int, size: int, count: int, pdone: int, perform: Callable[[bytes], None]) -> int:
+    def batch(self, d: DomId, ptr: int, kind: Kind, count: int, pdone: int, perform: Callable[[bytes], None]) -> int:
         """Requests in order until one fails; how many were done is written to `pdone`, if it can be (X-7)."""
         if count & X.CONTINUED:
             raise ModelError("bit 31 of a count is Xen's own mark of a continued call")
-        done = result = 0
-        self.leftover, self.continued = False, None
+        base = first = n = result = 0       # n requests are done, n - first since the call was last begun; `pdone` said base then
+        self.leftover, self.concrete.pending = False, None
         try:
-            while done < count:
-                if self.leftover:           # what the last request took out of an upper table is given up first
-                    self.leftover, self.continued = False, (ptr + size * done, count - done | X.CONTINUED, pdone)
-                request = self.read(d, (ptr + size * done) % ADDRESSES, size)
-                self.attempt(perform, request)
-                done += 1
+            while n < count:
+                at = (ptr + kind.size * n) % ADDRESSES
+                if self.is_interrupted():
+                    self.end_leg(d, pdone, base + n - first)
+                    self.call_again(d, at, count - n | X.CONTINUED, pdone)
+                    base, first = self.told(d, pdone), n
+                self.noted(kind, perform, self.read(d, at, kind.size))
+                n += 1
         except Error as error:
             self.note(error)
             result = -error.errno
-        if self.leftover and self.in_multicall and (result == 0 or self.choices.choose("continued-call", 2) == 0):
-            self.continued = 0, X.CONTINUED, 0, result & 0xFFFFFFFF
-        if pdone:
-            self.written(d, pdone, done.to_bytes(4, "little"))
+            self.leftover |= self.concrete.pending is not None
+        self.end_leg(d, pdone, base + n - first)
+        if self.leftover:
+            self.call_again(d, 0, X.CONTINUED, 0, result & WORD)
         return result
+
+    def noted(self, kind: Kind, perform: Callable[[bytes], None], request: bytes) -> None:
+        """One request, and a note of what came of it."""
+        end = DONE
+        try:
+            self.attempt(perform, request)
+        except Error as error:
+            end = end_name(-error.errno)
+            raise
+        finally:
+            self.did.append((kind.name(request), end))
+
+    # --- continuations (X-1) ---
+
+    def is_interrupted(self) -> bool:
+        """The call is left before a request: something is to be given up first, or, which only a list of calls shows, the
+        hypervisor has other things to do."""
+        return self.leftover or (self.listed is not None and self.choices.choose("preempted-call", 2) == 1)
+
+    def end_leg(self, d: DomId, pdone: int, done: int) -> None:
+        """Before a call ends, or is left to be continued: the flush that it owes, and the number of requests done."""
+        if self.flush_due:
+            self.flush_due = False
+            flush(self.s, d)
+        if pdone:
+            self.written(d, pdone, (done & WORD).to_bytes(4, "little"))
+
+    def told(self, d: DomId, pdone: int) -> int:
+        """A continuation counts on from what it finds at `pdone`."""
+        try:
+            return int.from_bytes(self.read(d, pdone, 4), "little") if pdone else 0
+        except Error:
+            return 0
+
+    def call_again(self, d: DomId, *args: int) -> None:
+        """A call is continued with these arguments.  In a list of calls its entry gets them, and the list goes on from there; if
+        they cannot be written, 4.17 loses the continuation (X-24)."""
+        self.leftover, listed = False, self.listed
+        if listed is None:
+            return
+        self.did.append((CONTINUED, DONE))
+        listed.words[1:2 + len(args)] = listed.words[0], *args      # the result so far is the call's own number
+        told = self.written(d, (listed.at + 8) % ADDRESSES, pack("<Q", listed.words[1]))
+        if not told or not self.written(d, listed.at, pack("<8Q", *listed.words)):
+            self.concrete.lost = CONTINUATION
+            raise Abandoned(EFAULT if told else ENOSYS)
 
     @check("MMU-12", source="xen-4.17.md §4")
     def request(self, d: DomId, tables: DomId, owner: DomId, request: bytes) -> None:
@@ -112,7 +189,6 @@ class MmuCalls(Pointers):
             return
         demand(owner == tables, "MMU-13.1", EINVAL)                 # upper entries name the tables' owner's frames only
         old = s.word[f, i]
-        self.leftover = True                # a validation that fails midway is undone by a continuation, too
         replace_table(s, f, i, new)
         self.leftover = old & P != 0 and mfn_of(s, old) != f and not same_authority(s, t, old, new)
         if tables == d:                     # another domain's translations ended when it stopped running
@@ -143,6 +219,7 @@ class MmuCalls(Pointers):
         demand(is_owned(s, d, f), "UVM-11.2", EINVAL)               # it is the caller's
         demand(s.type[f] == L1 and s.validated[f], "UVM-11.3", EINVAL)  # and an L1 table, not one used through a linear entry
         self.attempt(replace_leaf, s, d, f, Index(va >> 12 & 511), val, owner)
+        self.did.append((flush_name(flags), DONE))
         self.drop_as_asked(d, va, flags)
         return 0
 

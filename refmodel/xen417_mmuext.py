@@ -5,9 +5,10 @@ from struct import unpack
 from refmodel.guest import demand
 from refmodel.references import Error, put_type
 from refmodel.xen417_entries import TWritable, get_type, is_owned
+from refmodel.xen417_mmu import OPERATIONS
 from refmodel.xen417_pointers import addr_ok
 from refmodel.xen417_stores import StoreCalls
-from spec.abi import EACCES, EFAULT, EINVAL, ENOSYS, EOPNOTSUPP, EPERM, WRITABLE, Xen417
+from spec.abi import EACCES, EFAULT, EINVAL, ENOSYS, EOPNOTSUPP, EPERM, L1, WRITABLE, Xen417
 from spec.kernel import DomId, FrameType, Index, Mfn, check
 from spec.registers import clear_pinned, clear_user_base, load_base, load_user_base, set_ldt, set_pinned
 from spec.tables import write_data
@@ -15,6 +16,7 @@ from spec.x86.tlb import flush, load_cr3
 
 X = Xen417
 FLUSHES = (X.TLB_FLUSH_LOCAL, X.TLB_FLUSH_MULTI, X.TLB_FLUSH_ALL)
+CONTENTS = "contents"                       # of what the model loses
 SOME_VCPUS = (X.TLB_FLUSH_MULTI, X.INVLPG_MULTI)
 
 
@@ -27,7 +29,7 @@ class MmuExtCalls(StoreCalls):
         demand(addr_ok(ops), "EXT-1.1", EFAULT)                     # the list starts outside Xen's slots
         owner = self.named_owner(d, foreigndom)
         self.require_target(d, owner)
-        return self.batch(d, ops, 24, count, pdone, partial(self.operation, d, owner))
+        return self.batch(d, ops, OPERATIONS, count, pdone, partial(self.operation, d, owner))
 
     @check("EXT-2", source="xen-4.17.md §5")
     def operation(self, d: DomId, owner: DomId, op: bytes) -> None:
@@ -66,6 +68,7 @@ class MmuExtCalls(StoreCalls):
     def pin(self, owner: DomId, f: Mfn, t: FrameType) -> None:
         """A pin validates a table, and then keeps it validated without a use."""
         self.get_page_and_type(owner, f, t)
+        self.leftover = self.s.pinned[f] and t != L1                # what was taken is given back in a continuation
         demand(not self.s.pinned[f], "EXT-3.1", EINVAL)             # it is not pinned yet
         set_pinned(self.s, owner, f)
 
@@ -133,7 +136,7 @@ class MmuExtCalls(StoreCalls):
         demand(entries <= X.MAX_LDT, "EXT-7.1", EINVAL)             # not too long
         demand(entries == 0 or base & 0xFFF == 0, "EXT-7.2", EINVAL)    # page-aligned
         demand(entries == 0 or addr_ok(base), "EXT-7.3", EINVAL)    # outside Xen's slots
-        set_ldt(self.s, d, base, entries)
+        set_ldt(self.s, d, base, Index(entries))
 
     # --- pages ---
 
@@ -143,6 +146,8 @@ class MmuExtCalls(StoreCalls):
         demand(is_owned(self.s, owner, f), "EXT-8.1", EINVAL)       # the frame is its owner's
         demand(self.s.type_count[f] == 0 or self.s.type[f] == WRITABLE, "EXT-8.2", EINVAL)  # it is in no other use
         get_type(self.s, owner, f, TWritable)
+        if f in self.concrete.opaque:
+            self.concrete.lost = CONTENTS
 
     def clear_page(self, owner: DomId, f: Mfn) -> None:
         """A page is filled with zeros."""
@@ -157,6 +162,8 @@ class MmuExtCalls(StoreCalls):
         """A page is copied into another; what is copied may be in any use."""
         demand(is_owned(self.s, owner, source), "EXT-9.1", EINVAL)     # the source is its owner's
         self.take_writable(owner, to)
+        if source in self.concrete.opaque:
+            self.concrete.lost = CONTENTS
         old, new = self.concrete.row(to), self.concrete.row(source)
         for i in sorted({*old, *new}):
             if old.get(i, 0) != new.get(i, 0):

@@ -5,7 +5,7 @@ cached translations.
 """
 from typing import ClassVar
 
-from refmodel.guest import demand, read_word, translate
+from refmodel.guest import demand, older, read_word, translate
 from refmodel.machine import Machine
 from refmodel.references import Error
 from spec.abi import EFAULT, P, Xen417
@@ -70,7 +70,7 @@ class Pointers(Machine):
 
     def _translate(self, d: DomId, va: int, write: bool) -> int:
         require_segment(self.s, va, 8)
-        return translate(self.s, self.choices, d, va, False, write, False)
+        return translate(self.s, self.choices, d, va, False, write, False, own=True)
 
     def is_wanted(self, d: DomId, mask: int) -> bool:
         """A set of vCPUs is a bitmap in the guest's memory; a domain has only its vCPU 0 (X-3)."""
@@ -82,8 +82,9 @@ class Pointers(Machine):
             return
         for fetch in (False, True):
             tag = tag_of(Vpn(va >> 12), fetch)
-            if self.s.tlb[d, tag] & P != 0:
-                tlb_drop(self.s, d, tag)
+            for each in (tag, older(tag)):
+                if self.s.tlb[d, each] & P != 0:
+                    tlb_drop(self.s, d, each)
 
     def written(self, d: DomId, va: int, data: bytes) -> bool:
         """Write a result that nobody waits for."""

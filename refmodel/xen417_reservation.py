@@ -9,6 +9,7 @@ from struct import pack, unpack
 
 from refmodel.guest import ModelError, demand
 from refmodel.references import Error, reap
+from refmodel.xen417_commands import DONE, MEMORY, SHORT
 from refmodel.xen417_entries import is_owned
 from refmodel.xen417_mmuext import MmuExtCalls
 from refmodel.xen417_pointers import ADDRESSES, addr_ok
@@ -60,7 +61,7 @@ class ReservationCalls(MmuExtCalls):
     @check("MEM-14", source="xen-4.17.md §10 increase, decrease, populate_physmap")
     def adjust(self, d: DomId, op: int, start: int, arg: int) -> int:
         """Extent after extent is done until one cannot be; the result is how many are."""
-        done = start
+        done, before = start, len(self.refusals)
         try:
             r = Reservation(*unpack(RESERVATION, self.read(d, arg, 32)))
             demand(r.count < 1 << 32 - X.EXTENT_SHIFT, "MEM-14.1", 0)   # not more extents than a continuation could name
@@ -77,6 +78,7 @@ class ReservationCalls(MmuExtCalls):
                 done += 1
         except (Error, Refused) as refusal:
             self.note(refusal)
+        self.did.append((MEMORY[op], SHORT if self.refusals[before:] else DONE))
         return done
 
     def require_plain(self, r: Reservation) -> None:
@@ -139,13 +141,14 @@ class ReservationCalls(MmuExtCalls):
         return f
 
     def candidates(self, size: int, bound: int, spared: frozenset[int]) -> Iterator[int]:
-        """The extent that the other machine chose, or the free ones, lowest first."""
+        """The extent that the other machine chose, or all, lowest first; but only free ones."""
         self.choices.counts["allocation"] += 1
-        n = len(self.chose)
+        n, end, start = len(self.chose), min(self.setup.frames, bound), -(-self.pool_start // size) * size
         if self.hint is not None and n < len(self.hint.chose):
-            yield self.hint.chose[n]
+            first = self.hint.chose[n]
+            if all(self.is_free(f, self.setup.frames) for f in range(first, first + size)):
+                yield first
             return
-        end, start = min(self.setup.frames, bound), -(-self.pool_start // size) * size
         for first in (*sorted({f & -size for f in self.released}), *range(start, end - size + 1, size)):
             if all(self.is_free(f, end) and f not in spared for f in range(first, first + size)):
                 yield first

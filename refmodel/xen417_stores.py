@@ -1,6 +1,7 @@
 """Stores to L1 tables that a guest's kernel maps read-only: Xen performs them instead, checked like any other update."""
 from refmodel.guest import demand
 from refmodel.references import Error, put_entry
+from refmodel.xen417_commands import DONE, TABLE_STORE
 from refmodel.xen417_entries import TL1, get_leaf, is_owned
 from refmodel.xen417_mmu import MmuCalls
 from spec.abi import EINVAL, L1, PF, PF_PROT, PF_WRITE, PSE, RW, P
@@ -21,6 +22,7 @@ class StoreCalls(MmuCalls):
             self.attempt(self.store_entry, d, va, value)
         except (Error, Refused):
             return False
+        self.did.append((TABLE_STORE, DONE))
         return True
 
     @check("PTWR-1", source="xen-4.17.md §5.2 ptwr_emulated_update")

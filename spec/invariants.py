@@ -15,7 +15,7 @@ from spec.descriptors import (
 )
 from spec.frames import LINEAR, PLAIN, TYPED, is_checked, is_descriptors, is_table, may_name, may_use, may_walk, mfn_of, refers_by
 from spec.kernel import CPU, DomId, Index, Mfn, State, Tag, counting, invariant, predicate
-from spec.tables import is_writable_self_map, is_xen_slot, is_xens, legal_bits
+from spec.tables import is_writable_self_map, is_xen_slot, is_xens, legal_bits, whose
 from spec.x86.descriptors import PRESENT, RPL, SEGMENT, dpl_of, is_code, is_conforming, is_writable
 from spec.x86.paging import THROUGH_XEN
 from spec.x86.tlb import is_live, is_walking
@@ -116,7 +116,7 @@ def checked_entry_is_legal(s: State, g: Mfn, i: Index) -> bool:
 @invariant("SLOT-2", keys=("frame", "index"), source="SDM 3A §4.10.4")
 def left_entry_is_harmless(s: State, g: Mfn, i: Index) -> bool:
     """Until the flush, the entries of a table that a walk may still be in name frames that the table's owner could use."""
-    d = s.owner[g] if s.owner[g] != NOBODY else s.last_owner[g]
+    d = whose(s, g)
     if not walkable(s, g) or i >= s.profile.entries:
         return True
     t, e = s.type[g], s.word[g, i]
@@ -136,10 +136,10 @@ def left_entry_is_harmless(s: State, g: Mfn, i: Index) -> bool:
     return within_walk(s, d, f) and walkable(s, f) and lower_type(s, g, e)
 
 
-@invariant("XEN-1", keys=("index",), source="xen-2003.md §1; xen-4.17.md §2")
-def xen_slot_is_closed(s: State, i: Index) -> bool:
+@invariant("XEN-1", keys=("dom", "index"), source="xen-2003.md §1; xen-4.17.md §2")
+def xen_slot_is_closed(s: State, d: DomId, i: Index) -> bool:
     """What Xen keeps in its slots gives a guest no writable way in: segment limits keep it out, or the entry's own bits do."""
-    e = s.xen_word[i]
+    e = s.xen_word[d, i]
     if i < s.profile.xen_first or i > s.profile.xen_last or e & P == 0:
         return True
     if s.profile.guest_end != 0 and (i << 22) >= s.profile.guest_end:
@@ -147,13 +147,13 @@ def xen_slot_is_closed(s: State, i: Index) -> bool:
     return e & RW == 0 or (s.profile.guest_end == 0 and e & US == 0)
 
 
-@invariant("XEN-2", keys=("index",), source="xen-2003.md §1")
-def xen_slot_leads_to_xen(s: State, i: Index) -> bool:
+@invariant("XEN-2", keys=("dom", "index"), source="xen-2003.md §1")
+def xen_slot_leads_to_xen(s: State, d: DomId, i: Index) -> bool:
     """What Xen keeps in its slots are tables of its own, or the table itself, where the processor may mark entries as used."""
-    e = s.xen_word[i]
+    e = s.xen_word[d, i]
     if i < s.profile.xen_first or i > s.profile.xen_last or e & P == 0 or i == s.profile.self_slot:
         return True
-    return s.owner[mfn_of(s, e)] == DOMID_XEN
+    return s.profile.guest_end == 0 or s.owner[mfn_of(s, e)] == DOMID_XEN
 
 
 @invariant("DESC-10", keys=("frame", "index"), source="SOSP'03 §3.1; xen-2003.md §5; xen-4.17.md §6.1")

@@ -55,7 +55,7 @@ SCHEMA: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "term":        (("frame",), "count"),   # how often the frame was handed out
     "lent":        (("dom", "frame"), "count"),     # the term in which a privileged domain lent the frame
     "word":        (("frame", "index"), "word"),
-    "xen_word":    (("index",), "word"),    # what Xen keeps in its slots of every root table (never written)
+    "xen_word":    (("dom", "index"), "word"),  # what Xen keeps in its slots of a domain's root tables (never written)
     "m2p":         (("frame",), "pfn"),
     "privileged":  (("dom",), "bool"),
     "pages":       (("dom",), "count"),     # frames that count against the limit
@@ -113,7 +113,7 @@ class State(Protocol):
     term: MutableMapping[Mfn, int]
     lent: MutableMapping[tuple[DomId, Mfn], int]
     word: MutableMapping[tuple[Mfn, Index], int]
-    xen_word: MutableMapping[Index, int]
+    xen_word: MutableMapping[tuple[DomId, Index], int]
     m2p: MutableMapping[Mfn, int]
     privileged: MutableMapping[DomId, bool]
     pages: MutableMapping[DomId, int]

@@ -70,6 +70,12 @@ def popping(*words: int) -> Callable[[int], int]:
 # --- the registers -----------------------------------------------------------------------------------------------------------
 
 @predicate
+def is_data_register(r: int) -> bool:
+    """DS, ES, FS or GS."""
+    return r == DS or r == ES or r == FS or r == GS
+
+
+@predicate
 def ring_of(s: State, d: DomId) -> int:
     """The privilege at which the domain runs."""
     return s.selector[d, Index(CS)] & RPL
@@ -136,7 +142,7 @@ def require_running(s: State, d: DomId) -> None:
 def load_data_segment(s: State, d: DomId, r: Index, selector: int) -> None:
     """A guest loads a data segment register."""
     require_running(s, d)
-    require((r == DS) | (r == ES) | (r == FS) | (r == GS), "SEG-1.1")   # one for data
+    require(is_data_register(r), "SEG-1.1")            # one for data
     put_register(s, d, r, load_data(named(s, d, selector), selector, ring_of(s, d)))
 
 
@@ -211,7 +217,7 @@ def enter(s: State, d: DomId, cs: int, ss: int) -> None:
 def reload(s: State, d: DomId, r: Index, selector: int) -> None:
     """Xen restores a data segment register in ring 0; on the way out the processor takes away what the guest's ring may not have."""
     require_running(s, d)
-    require((r == DS) | (r == ES) | (r == FS) | (r == GS), "SEG-9.1")   # one for data
+    require(is_data_register(r), "SEG-9.1")            # one for data
     put_register(s, d, r, keep(load_data(named(s, d, selector), selector, 0), ring_of(s, d)))
 
 

@@ -1,5 +1,5 @@
 """Page tables: which entries are legal, how a table is validated and drained, and how one entry is replaced."""
-from spec.abi import GUEST_KERNEL, L1, RW, US, WRITABLE, A, G, P
+from spec.abi import GUEST_KERNEL, L1, NOBODY, RW, US, WRITABLE, A, G, P
 from spec.frames import LINEAR, NOTHING, PLAIN, is_checked, is_idle, is_table, may_become, may_name, mfn_of, refers_by
 from spec.kernel import DomId, FrameType, Index, Mfn, State, guard, predicate, require, transition
 
@@ -17,11 +17,18 @@ def is_clear_of_xen(s: State, t: FrameType, first: Index, end: Index) -> bool:
     return t != s.profile.root or end <= s.profile.xen_first or first > s.profile.xen_last
 
 
+@predicate
+def whose(s: State, g: Mfn) -> DomId:
+    """The domain whose frame g is or, of a free frame, was."""
+    return s.owner[g] if s.owner[g] != NOBODY else s.last_owner[g]
+
+
 def xen_entry(s: State, g: Mfn, i: Index) -> int:
-    """What Xen keeps in slot i of root table g: the same everywhere, but for the slot that maps the table itself."""
+    """What Xen keeps in slot i of root table g: the same in a domain's tables, but for the slot that maps the table itself."""
+    word = s.xen_word[whose(s, g), i]
     if i == s.profile.self_slot:
-        return (g << 12) | s.xen_word[i]
-    return s.xen_word[i]
+        return (g << 12) | word
+    return word
 
 
 @predicate

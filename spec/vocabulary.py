@@ -85,13 +85,15 @@ class Setup:
 
     `frames` is the number of machine frames (max_page); frames below `xen_frames` are Xen's; those of no domain are free.
     `xen_slots` are the words that Xen keeps in its slots of every root table (one word a slot; in the slot of a self-map the
-    frame number is the table's own).
+    frame number is the table's own).  `machine` names a real machine, on which the setup was found: the model then starts from
+    its memory.  No name: any machine that boots to this.
     """
     profile: str
     frames: int
     xen_frames: int
     domains: tuple[DomainSetup, ...]
     xen_slots: tuple[int, ...] = ()
+    machine: str = ""
 
 
 # --- what can be seen --------------------------------------------------------------------------------------------------------
@@ -141,7 +143,8 @@ class FrameView:
 
     `owner` is a domain, DOMID_XEN for Xen's own, DOMID_IO for a device's; `type` one of `spec.abi.TYPE_NAMES`; `count` are all
     references, with the owner's own if `allocated`.  `xen_heap`: Xen's own memory, which it may share with the owner.
-    `linear`: > 0 entries of this table to others of its level, < 0 entries of others to it.
+    `linear`: > 0 entries of this table to others of its level, < 0 entries of others to it.  `upto`: of a `partial` table the
+    entries below this one are checked.
     """
     mfn: int
     owner: int
@@ -154,6 +157,7 @@ class FrameView:
     pinned: bool
     partial: bool
     linear: int
+    upto: int = 0
 
 
 @dataclass(slots=True)
@@ -166,6 +170,8 @@ class Image:
     of domain 0's root tables, as `Setup` has it; `domain_slot`: domain -> the word of the one slot that is each domain's own.
     `descriptors`: frame of a guest's descriptor table -> how often Xen has it mapped for a vCPU.  `pages`, `xen_pages`,
     `max_pages`: what Xen's records of a domain say: frames of its memory, of Xen's that it shares, and the limit of the former.
+    `shared_info`: domain -> the frame of that name.  `registered`: frame of a guest's that it has registered for Xen to write to
+    -> how often.  `left`: tables of which a vCPU has yet to give up a reference, in a later hypercall.
     """
     profile: str
     frames: int
@@ -181,6 +187,9 @@ class Image:
     pages: dict[int, int] = field(default_factory=dict)
     xen_pages: dict[int, int] = field(default_factory=dict)
     max_pages: dict[int, int] = field(default_factory=dict)
+    shared_info: dict[int, int] = field(default_factory=dict)
+    registered: dict[int, int] = field(default_factory=dict)
+    left: list[int] = field(default_factory=list)
 
 
 # --- one instruction of a bare processor --------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Operations for the executor as words, and its results as numbers: the encoding that executor/main.c reads and writes.
 
 A batch is a row of operations, each some words of 8 bytes.  The first word holds the code (bits 0-7), "as an application"
-(bit 8) and, for a hypercall, the number of its groups of stores (from bit 16).
+(bit 8) and, for a hypercall, the number of its groups of stores (bits 16-31); the rest is the host's.
 """
 import struct
 from array import array
@@ -17,6 +17,7 @@ GROUPS: Final = 16
 RESULT: Final = struct.Struct("<QQiIII")
 RESULT_SIZE: Final = RESULT.size
 
+ONES: Final = (1 << 64) - 1
 NO_FAULT: Final = -1
 NO_EXECUTOR: Final = -2                     # the user root does not lead to the executor, so no application could be entered
 NO_OPERATION: Final = -3                    # not an operation: the rest of the batch is lost
@@ -120,6 +121,11 @@ class Batch:
 def result(results: memoryview | bytes, index: int) -> Result:
     """One result of a batch."""
     return Result._make(RESULT.unpack_from(results, index * RESULT_SIZE)[:5])
+
+
+def answer(outcome: Outcome) -> bytes:
+    """The result with which the executor says that an action ends so, if it stored no words first."""
+    return RESULT.pack(outcome.value & ONES, outcome.address, outcome.vector, outcome.error, 0, 0)
 
 
 def outcomes(actions: Sequence[Action], results: memoryview | bytes) -> list[Outcome]:

@@ -64,11 +64,11 @@ class DomU(Guest):
         self.ram[at:at + len(data)] = data
 
 
-def build(xen: RealXen, pages: int) -> DomU:
-    """Make a domU with room for a subject of `pages` pages, and start its executor."""
+def build(xen: RealXen, pages: int, headroom: int = 0) -> DomU:
+    """Make a domU with room for a subject of `pages` pages, which may get `headroom` frames more, and start its executor."""
     order = max(0, (pages - 1).bit_length())
     domid = struct.unpack_from("<H", domctl(xen, CREATE, 0, creation()), 8)[0]
-    domctl(xen, MAX_MEM, domid, struct.pack("<Q", (BOOT_PAGES + (1 << order)) * 4))
+    domctl(xen, MAX_MEM, domid, struct.pack("<Q", (BOOT_PAGES + (1 << order) + headroom) * PAGE_SIZE // 1024))
     domctl(xen, MAX_VCPUS, domid, struct.pack("<I", 1))
     shared_info = struct.unpack_from("<Q", domctl(xen, GET_INFO, domid, b""), 64)[0]
     first, second = populate(xen, domid, 0, BOOT_ORDER), populate(xen, domid, BOOT_PAGES, order)

@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-CACHE: Final = Path(__file__).resolve().parents[2] / ".cache" / "real-xen"
+CACHE: Final = Path(os.environ.get("XENSPEC_CACHE") or Path(__file__).resolve().parents[2] / ".cache") / "real-xen"
 SOURCES: Final = Path(__file__).resolve().parent / "executor"
+COULD_NOT: Final = 2                        # the status of a command that cannot run
 HINT: Final = "run `make real-xen`"
-XEN_PACKAGE: Final = "xen-hypervisor-4.17-amd64"
+KNOWN: Final = "4.17"                       # of which Xen we know the interface and the records
+XEN_PACKAGE: Final = f"xen-hypervisor-{KNOWN}-amd64"
 QEMU_PACKAGE: Final = "qemu-system-x86"
 QEMU: Final = "qemu-system-x86_64"
 CFLAGS: Final = ("-O2", "-ffreestanding", "-fno-stack-protector", "-fno-pic", "-no-pie", "-mno-red-zone", "-mgeneral-regs-only",
@@ -37,8 +39,9 @@ class Tools:
 
     def __str__(self) -> str:
         xen, executor = self.xen.stat().st_size, self.executor.stat().st_size
+        version = written_version(self.xen.read_bytes()) or "version unknown"
         return (f"QEMU:     {' '.join(self.qemu)} ({self.qemu_version})\n"
-                f"Xen:      {self.xen} ({xen_version(self.xen)}, {xen:,} bytes)\n"
+                f"Xen:      {self.xen} ({version}, {xen:,} bytes)\n"
                 f"executor: {self.executor} ({executor:,} bytes)")
 
 
@@ -117,12 +120,18 @@ def check_elf(image: Path) -> None:
         raise FetchError(f"{image} is compressed: gunzip it first")
     if head[:4] != b"\x7fELF" or b"\x02\xb0\xad\x1b" not in head:
         raise FetchError(f"{image} is no multiboot ELF")
+    contents = image.read_bytes()
+    version = written_version(contents)
+    if b"Xen version" not in contents:
+        raise FetchError(f"{image} is no Xen")
+    if version and not version.startswith(f"{KNOWN}."):
+        raise FetchError(f"{image} is Xen {version}: only that of {KNOWN} is known here, its interface and its records")
 
 
-def xen_version(image: Path) -> str:
-    """The version that is written in an image."""
-    found_version = re.search(rb"Xen version (\d+\.\d+[^ \0]*)|\0(\d\.\d+\.\d+[^ \0]*)\0", image.read_bytes())
-    return (found_version[1] or found_version[2]).decode() if found_version else "version unknown"
+def written_version(contents: bytes) -> str:
+    """The version that is written in an image; not in all: one that runs is asked."""
+    there = re.search(rb"Xen version (\d+\.\d+[^ \0]*)|\0(\d\.\d+\.\d+[^ \0]*)\0", contents)
+    return (there[1] or there[2]).decode() if there else ""
 
 
 # --- the executor ------------------------------------------------------------------------------------------------------------
@@ -248,10 +257,10 @@ def main() -> int:
             fetch(given.xen)
     except FetchError as error:
         print(f"real-xen: {error}", file=sys.stderr)
-        return 1
+        return COULD_NOT
     there = found(given.xen)
     print(there, file=sys.stdout if isinstance(there, Tools) else sys.stderr)
-    return int(isinstance(there, Missing))
+    return COULD_NOT if isinstance(there, Missing) else 0
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ through it the frame table is found (xen-4.17.md §2, §3; engines.md §3).  The
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
+from itertools import takewhile
 from typing import Any, Final
 
 import numpy as np
@@ -33,6 +34,11 @@ VCPU_WINDOW: Final = 32                             # pages of a vCPU's descript
 VCPUS, SHARED_INFO, LISTS = 1, 2, 5                 # array of vCPUs; shared_info; heads of three lists of frames
 MAX_VCPUS, TOTAL, XEN_TOTAL, LIMIT = 1, 22, 23, 25  # (numbers) vCPUs; frames, shared ones of Xen's, limit
 MOST_VCPUS: Final = 8192
+PORT_OPS, FIFO = 31, 32                             # of event channels: code of Xen's, and a record if they are of the FIFO kind
+# --- struct vcpu: words
+VCPU_INFO, OF_DOMAIN, INFO_FRAME, VCPU_FIFO = 1, 2, 70, 71
+XEN_TEXT: Final = 0xFFFF82D040000000                # Xen's own image, a gigabyte
+EVENT_PAGES: Final = 128                            # at most, of a domain
 # --- struct vcpu: words relative to guest_table, whose own place is searched for
 USER_TABLE, OLD_TABLE, OLD_HOLDER, OLD_PARTIAL, CR3 = -1, 1, 2, 3, 4
 
@@ -116,6 +122,7 @@ class Table:
     pinned: Array
     partial: Array
     linear: Array
+    upto: Array
 
     def views(self, which: Array) -> list[FrameView]:
         """Some rows, as values."""
@@ -196,9 +203,11 @@ class FrameTable:
         type_count = (kind & np.uint64((1 << 55) - 1)).astype(np.int64)
         is_table = (types >= L1) & (types <= L4) & (type_count > 0)
         linear = (last >> np.uint64(48)).astype(np.uint16).view(np.int16) * is_table
+        upto = (last >> np.uint64(32) & np.uint64(1023)).astype(np.int64) * is_table
         bit = [(kind >> np.uint64(n) & np.uint64(1)).astype(bool) for n in (58, 59, 56)]
         return Table(owner, types, type_count, count, some & (info >> np.uint64(63) != 0),
-                     some & (info >> np.uint64(62) & np.uint64(1) != 0), bit[0], bit[1], bit[2], linear)
+                     some & (info >> np.uint64(62) & np.uint64(1) != 0), bit[0], bit[1], bit[2], linear,
+                     upto * bit[2])
 
     def _domids(self, records: Array) -> Array:
         """The domains whose records are in these frames: the first number of a record is the domain's."""
@@ -215,6 +224,13 @@ class FrameTable:
         """The distinct numbers, but for 0: a handful, in runs."""
         heads = records[np.flatnonzero(np.diff(records, prepend=np.uint64(ONES)))]
         return [int(r) for r in np.unique(heads) if r]
+
+    def owned(self, record: int) -> Array:
+        """For each frame whether it belongs to the domain with this record."""
+        rows = self.raw()
+        used = (rows[:, 1] & np.uint64((1 << 57) - 1) != 0) & (rows[:, 3] != np.uint64(ONES))
+        mine: Array = used & (rows[:, 3] & np.uint64(0xFFFFFFFF) == np.uint64(record))
+        return mine
 
     def records(self) -> dict[int, int]:
         """domid -> frame of its record, of the domains that own a frame."""
@@ -262,13 +278,15 @@ def image(ram: Any, also: Iterable[int] = ()) -> Image:
     records = {d: record for d, record in frames.records().items() if d < 0x7FF0}
     for d, record in records.items():
         add_domain(out, frames, table, d, record)
-    add_roots(out, memory, {d: vcpus(memory, d, record) for d, record in records.items()})
+    records_of = {d: vcpus(memory, d, record) for d, record in records.items()}
+    add_roots(out, memory, records_of)
+    out.registered = Counter(f for d, record in records.items() for f in registered(memory, d, record, records_of[d]))
     add_slots(out, frames, records)
     return out
 
 
 def add_domain(out: Image, frames: FrameTable, table: Table, d: int, record: int) -> None:
-    """The numbers of frames that a domain's record claims; checks that the record is laid out as 4.17 does."""
+    """The numbers of frames that a domain's record claims, and its shared_info; checks that it is laid out like one of 4.17."""
     words = frames.memory.pages[record]
     heads = [int(w) for w in words[LISTS:LISTS + 6]]
     rows = range(FRAME_TABLE, FRAME_TABLE + ROW * frames.frames, ROW)
@@ -279,6 +297,7 @@ def add_domain(out: Image, frames: FrameTable, table: Table, d: int, record: int
                          "no shared_info, where they should be")
     numbers = words.view("<u4")
     out.pages[d], out.xen_pages[d], out.max_pages[d] = (int(numbers[n]) for n in (TOTAL, XEN_TOTAL, LIMIT))
+    out.shared_info[d] = shared
 
 
 # --- bases
@@ -305,6 +324,8 @@ def add_roots(out: Image, memory: Memory, by_domain: dict[int, list[int]]) -> No
     for d, records in by_domain.items():
         for n, v in enumerate(records):
             kernel, user = memory.word(v, place), memory.word(v, place + USER_TABLE)
+            if left := memory.word(v, place + OLD_TABLE):
+                out.left.append((left - FRAME_TABLE) // ROW)
             if n:
                 out.other_roots += tuple(f for f in (kernel, user) if f)
                 continue
@@ -321,6 +342,32 @@ def root_places(out: Image, memory: Memory, v: int) -> list[int]:
     return [k for k in range(1, WORDS - CR3) if 0 < words[k] < out.frames and words[k + USER_TABLE] < out.frames
             and words[k + CR3] and (words[k + CR3] & ADDRESS) >> 12 in (words[k], words[k + USER_TABLE])
             and words[k + OLD_PARTIAL] in (0, 1) and fits[k + OLD_TABLE] and fits[k + OLD_HOLDER]]
+
+
+# --- pages that a domain has registered
+
+def registered(memory: Memory, d: int, record: int, of_vcpus: Iterable[int]) -> Iterator[int]:
+    """The pages that Xen writes to on a domain's behalf: a vCPU's vcpu_info, control blocks and event words of FIFO channels."""
+    ops = memory.word(record, PORT_OPS)
+    if ops and ops >> 30 != XEN_TEXT >> 30:
+        raise ImageError(f"the record of domain {d}, in frame {record:#x}, is not laid out as 4.17 does: no code for events")
+    yield from event_pages(memory, memory.word(record, FIFO), EVENT_PAGES)
+    for v in of_vcpus:
+        mfn, at = memory.word(v, INFO_FRAME), memory.word(v, VCPU_INFO)
+        if memory.word(v, OF_DOMAIN) != DIRECT_MAP + record * PAGE_SIZE or (mfn != ONES and mfn != at - DIRECT_MAP >> 12):
+            raise ImageError(f"the record of a vCPU of domain {d}, in frame {v:#x}, is not laid out as 4.17 does")
+        if mfn != ONES:
+            yield mfn
+        yield from event_pages(memory, memory.word(v, VCPU_FIFO), 1)
+
+
+def event_pages(memory: Memory, row: int, most: int) -> Iterator[int]:
+    """The frames that a record of FIFO channels names, one after another."""
+    pages = [memory.read(row + 8 * n) for n in range(most)] if row else []
+    for page in takewhile(bool, pages):
+        if page < DIRECT_MAP or page % PAGE_SIZE or page - DIRECT_MAP >> 12 >= len(memory.pages):
+            raise ImageError(f"a record of event channels, at {row:#x}, names no page: {page:#x}")
+        yield page - DIRECT_MAP >> 12
 
 
 # --- Xen's slots

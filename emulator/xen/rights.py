@@ -1,7 +1,6 @@
-"""Takes from domain 0 what no domain of the specification has: rights to devices, an assist; and lets it have a few frames more.
+"""Takes from domain 0 what no domain of the specification has, rights to devices; and lets it have a few frames more.
 
 With such rights domain 0 could map what is no memory, and choose how memory is cached (spec/RULINGS-4.17.md, X-4).
-With writable page tables, which Xen assists with from the start, stores to L1 tables would succeed.
 """
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -12,7 +11,6 @@ from emulator.xen.machine import RealXen
 from spec.abi import DOMID_SELF, EACCES, PAGE_SIZE, Xen417
 
 HEADROOM: Final = 24                        # frames that domain 0 may have beyond what it has
-VM_ASSIST, DISABLE, WRITABLE_TABLES = 21, 1, 2
 DOMCTL: Final = 36
 DOMCTL_VERSION: Final = 0x15
 MAX_MEM, IOMEM_PERMISSION, IOPORT_PERMISSION = 11, 20, 21
@@ -29,8 +27,6 @@ def restrict(machine: RealXen) -> None:
     for start, end in IOMEM:
         take(lambda first, count: not domctl(machine, IOMEM_PERMISSION, first, count, 0), start, end)
     take(lambda first, count: not domctl(machine, IOPORT_PERMISSION, first | count << 32, 0), 0, PORTS)
-    if (value := call(machine, VM_ASSIST, (DISABLE, WRITABLE_TABLES), ())) != 0:
-        raise HarnessError(f"Xen goes on to assist domain 0 with writable page tables: {value}")
     if (value := domctl(machine, MAX_MEM, (machine.pages + HEADROOM) * PAGE_SIZE // 1024)) != 0:
         raise HarnessError(f"Xen refuses the limit of domain 0's memory: {value}")
     verify(machine)

@@ -11,7 +11,7 @@ from typing import Final
 
 from emulator.errors import HarnessError
 from emulator.xen.batch import Batch
-from emulator.xen.machine import RealXen
+from emulator.xen.machine import Guest
 from spec.abi import DOMID_SELF, GUEST_KERNEL, PAGE_SIZE, RW, US, A, D, P, Xen417
 from spec.vocabulary import RETF
 
@@ -55,14 +55,14 @@ class Layout:
         return Xen417.BASE + page * PAGE_SIZE
 
 
-def subject(xen: RealXen, pages: int) -> Layout:
+def subject(xen: Guest, pages: int) -> Layout:
     """Build the subject in fresh memory of domain 0, load its root, and say where it is."""
     layout = choose(xen, pages)
     lay_out(xen, layout)
     return layout
 
 
-def choose(xen: RealXen, pages: int) -> Layout:
+def choose(xen: Guest, pages: int) -> Layout:
     """Where a subject of so many pages will be; nothing happens yet."""
     layout = Layout(free_stretch(xen, pages), pages, xen.shared_info, xen.word(xen.root * PAGE_SIZE))
     if len(layout.tables) + 4 > pages or len(layout.leaves) > ENTRIES:
@@ -70,7 +70,7 @@ def choose(xen: RealXen, pages: int) -> Layout:
     return layout
 
 
-def lay_out(xen: RealXen, layout: Layout) -> None:
+def lay_out(xen: Guest, layout: Layout) -> None:
     """Fill the frames of a subject, name them, and load the root.  Nothing may map them yet."""
     for page, mfn in enumerate(layout.frames):
         xen.set_frame(mfn, bytes([RETF if page == CODE_PAGE else 0]) * PAGE_SIZE)
@@ -80,7 +80,7 @@ def lay_out(xen: RealXen, layout: Layout) -> None:
     load(xen, layout)
 
 
-def free_stretch(xen: RealXen, pages: int) -> int:
+def free_stretch(xen: Guest, pages: int) -> int:
     """The first of so many frames of domain 0, one after another, that its boot tables do not map."""
     start = xen.mapped_end // PAGE_SIZE
     for i in range(start, xen.pages):
@@ -118,7 +118,7 @@ def only(slot: int, mfn: int) -> list[int]:
 
 # --- what Xen must be asked for ----------------------------------------------------------------------------------------------
 
-def name_pages(xen: RealXen, layout: Layout) -> None:
+def name_pages(xen: Guest, layout: Layout) -> None:
     """The machine-to-physical words: page i is i."""
     most = xen.scratch_bytes // 16
     for start in range(0, layout.pages, most):
@@ -128,14 +128,14 @@ def name_pages(xen: RealXen, layout: Layout) -> None:
         call(xen, "machine-to-physical words", Xen417.MMU_UPDATE, xen.scratch, len(some), 0, DOMID_SELF)
 
 
-def load(xen: RealXen, layout: Layout) -> None:
+def load(xen: Guest, layout: Layout) -> None:
     """Pin the root and make it the base."""
     for what, command in (("pin", Xen417.PIN_L4), ("load", Xen417.NEW_BASEPTR)):
         struct.pack_into("<3Q", xen.ram, xen.scratch_at, command, layout.root, 0)
         call(xen, f"{what} of the root", Xen417.MMUEXT_OP, xen.scratch, 1, 0, DOMID_SELF)
 
 
-def call(xen: RealXen, what: str, nr: int, *args: int) -> None:
+def call(xen: Guest, what: str, nr: int, *args: int) -> None:
     """A hypercall that must succeed."""
     batch = Batch()
     batch.hypercall(nr, args)

@@ -1,21 +1,25 @@
-"""The target that the oracle drives: the real Xen 4.17 with our executor as domain 0, profile xen-4.17.
+"""The target that the oracle drives: the real Xen 4.17 with our executor as domain 0 and in domUs, profile xen-4.17.
 
-A reset goes back to the snapshot that was taken when domain 0's memory had been laid out.  A machine that dies of a program is a
-`HarnessError` with the last lines of Xen's console, and as good as new after the next reset.
+A reset goes back to the snapshot that was taken when the domains' memory had been laid out.  A machine that dies of a program is
+a `HarnessError` with the last lines of Xen's console, and as good as new after the next reset.
 """
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, Final
 
 import numpy as np
 
 from emulator.errors import HarnessError
-from emulator.xen.batch import Batch, outcomes
+from emulator.xen.batch import answer, outcomes
+from emulator.xen.domu import build
 from emulator.xen.fetch import Missing, found
 from emulator.xen.frames import ADDRESS, FrameTable, image, packed, root_places, vcpus
 from emulator.xen.handed_out import Allocations
-from emulator.xen.machine import Crashed, RealXen
+from emulator.xen.machine import Crashed, RealXen, end_process
 from emulator.xen.rights import restrict
-from emulator.xen.subject import Layout, choose, lay_out
+from emulator.xen.subject import Layout, choose, subject
+from emulator.xen.turns import Died, Turns, code
+from emulator.xen.version import running
 from spec.abi import DOMID_IO, DOMID_XEN, L1, L4, NOBODY, PSE, Xen417
 from spec.vocabulary import Action, DomainSetup, Image, Observation, Outcome, Setup, pack_frame
 
@@ -23,8 +27,10 @@ PROFILE: Final = "xen-4.17"
 XENS: Final = np.uint64(pack_frame(DOMID_XEN, 0, 0, 0, False))
 LOW_FRAMES: Final = 256                     # the first megabyte: Xen's or a device's
 BOOTED, LAID_OUT = "booted", "laid-out"     # the snapshots
+LEAST: Final = 16                           # pages, of a machine that only shows what it is
 LOWEST: Final = 2                           # pages at the bottom of the address space, which programs reach
-BEHIND: Final = 2                           # frames of domain 0 behind its memory for programs that these name, too
+BEHIND: Final = 2                           # frames of a domain behind its memory for programs that these name, too
+HEADROOM: Final = 5                         # frames that a domU may have beyond what it has
 
 
 class XenTarget:
@@ -38,7 +44,7 @@ class XenTarget:
             raise HarnessError(str(tools))
         self._tools = tools
         self._machine: RealXen | None = None
-        self._subject: Layout | None = None
+        self._layouts: tuple[Layout, ...] = ()      # of domains 0, 1, …
         self._dead = False
 
     @property
@@ -46,6 +52,7 @@ class XenTarget:
         """The machine, at whatever point it is."""
         if self._machine is None:
             self._machine = RealXen(self._tools)
+            self._version = running(self._machine)
             self._machine.snapshot(BOOTED)
         return self._machine
 
@@ -56,34 +63,45 @@ class XenTarget:
 
     # --- what it is -----------------------------------------------------------------------------------------------------------
 
-    def setup(self, pages: int) -> Setup:
-        """The machine with `pages` pages of domain 0 for programs."""
-        subject = choose(self.machine, pages)
-        if subject != self._subject:
-            self._lay_out(subject)
-        return Setup(PROFILE, self._frames.frames, LOW_FRAMES, (DomainSetup(0, subject.first, subject.pages),))
+    def setup(self, pages: int, domains: int = 1) -> Setup:
+        """The machine with so many domains, each with `pages` pages for programs."""
+        if [pages] * domains != [layout.pages for layout in self._layouts]:
+            self._lay_out(pages, domains)
+        return Setup(PROFILE, self._frames.frames, LOW_FRAMES,
+                     tuple(DomainSetup(d, each.first, each.pages) for d, each in enumerate(self._layouts)),
+                     machine=f"Xen {self._version}")
 
-    def _lay_out(self, subject: Layout) -> None:
+    def _lay_out(self, pages: int, domains: int) -> None:
+        """Go back to the boot, build the domUs, lay out everybody's memory, and learn what is where."""
         machine = self.machine
-        if self._subject is not None:
+        choose(machine, pages)                  # if there is no room, nothing happens
+        machine.others.clear()
+        if self._layouts:
+            self._layouts = ()
             machine.restore(BOOTED)
         try:
-            lay_out(machine, subject)
+            domus = [build(machine, pages + 1 + BEHIND, HEADROOM) for _ in range(1, domains)]
+            guests = (machine, *domus)
+            layouts = tuple(subject(guest, pages) for guest in guests)
             restrict(machine)
         except Crashed as crash:
-            self._machine = None
-            machine.close()
+            self.close()
             raise HarnessError(f"the machine dies while memory is laid out: {crash}") from crash
         machine.snapshot(LAID_OUT)
-        self._subject, self._dead = subject, False
+        self._turns, self._layouts, self._dead = Turns(machine, domus), layouts, False
         self._frames = FrameTable(machine.ram)
-        self._memory = (*range(subject.first, subject.first + subject.pages + 1 + BEHIND), *machine.p2m[:LOWEST])
+        self._memory = tuple(f for guest, layout in zip(guests, layouts, strict=True)
+                             for f in (*range(layout.first, layout.first + pages + 1 + BEHIND), *guest.p2m[:LOWEST]))
         self._image = image(machine.ram, [*self._memory, *published(self._frames)])
-        self._allocations = Allocations(self._frames)
+        self._allocations = Allocations(self._frames, range(domains))
         self._others = Others(self._frames)
-        self._vcpu = vcpus(self._frames.memory, 0, self._frames.records()[0])[0]
-        self._root = next(k for k in root_places(self._image, self._frames.memory, self._vcpu)
-                          if self._frames.memory.word(self._vcpu, k) == subject.root)
+        self._bases = {d: self._base_place(d, layout) for d, layout in enumerate(layouts)}
+
+    def _base_place(self, d: int, layout: Layout) -> tuple[int, int]:
+        """The record of a domain's vCPU, and where in it its base is."""
+        memory = self._frames.memory
+        vcpu = vcpus(memory, d, self._frames.records()[d])[0]
+        return vcpu, next(k for k in root_places(self._image, memory, vcpu) if memory.word(vcpu, k) == layout.root)
 
     def image(self, setup: Setup) -> Image | None:
         """The state that a reset to this setup leaves."""
@@ -91,13 +109,20 @@ class XenTarget:
         return self._image
 
     def ground(self) -> tuple[int, int]:
-        """Where the executor is."""
+        """Where the executor is, in every domain."""
         return self.machine.image, self.machine.image_end
+
+    def memory(self) -> Any:
+        """All of it, as it is now."""
+        return self.machine.ram
 
     def _suit(self, setup: Setup) -> None:
         """Be the machine of this setup, or refuse."""
-        if [d.domid for d in setup.domains] != [0] or self.setup(setup.domains[0].pages) != setup:
-            raise HarnessError("the real Xen is what it is: its setup comes from `default_setup`, not from elsewhere")
+        pages, domains = setup.domains[0].pages, len(setup.domains)
+        fits = [(d.domid, d.pages) for d in setup.domains] == [(d, pages) for d in range(domains)]
+        mine = self.setup(pages, domains) if fits else self.setup(LEAST)
+        if other := unlike(setup, mine):
+            raise HarnessError(f"the real Xen is what it is, and the program is for another machine: {other}")
 
     # --- programs -------------------------------------------------------------------------------------------------------------
 
@@ -110,59 +135,111 @@ class XenTarget:
 
     def run(self, actions: Sequence[Action]) -> list[Outcome]:
         """Run actions from the present state on, in batches; a call that may hand frames out is one of its own."""
-        if self._subject is None or self._dead:
-            raise HarnessError("there is no machine: reset first")
         result: list[Outcome] = []
-        first, operations = 0, self.machine.most[1]
+        first, most = 0, self._alive().most
         for n, action in enumerate(actions):
             if self._allocations.may_follow(action):
                 self._perform(actions, first, n, result)
                 self._allocations.look()
                 self._perform(actions, n, n + 1, result)
-                result[-1].chose = self._allocations.of(action)
+                result[-1].chose = self._allocations.of(action, self._base(action.dom))
                 first = n + 1
-            elif n - first == operations:
+            elif n - first == most:
                 self._perform(actions, first, n, result)
                 first = n
         self._perform(actions, first, len(actions), result)
         return result
 
     def _perform(self, actions: Sequence[Action], first: int, end: int, result: list[Outcome]) -> None:
-        """Actions [first, end) as one batch."""
+        """Actions [first, end) in one go."""
         if first == end:
             return
-        batch = Batch()
         part = actions[first:end]
-        batch.actions(part)
+        self.send([code(action) for action in part])
+        result += outcomes(part, self._answers(first))
+
+    def _alive(self) -> Turns:
+        """The executors, if they live."""
+        if not self._layouts or self._dead:
+            raise HarnessError("there is no machine: reset first")
+        return self._turns
+
+    def _answers(self, first: int) -> bytes:
+        """The results of what was sent, which began with action `first`."""
         try:
-            result += outcomes(part, self.machine.run(batch.words, len(batch)))
-        except Crashed as crash:
+            return self._alive().receive()
+        except Died as death:
             self._dead = True
-            raise HarnessError(f"the machine died of action {first + crash.done}: {crash}") from crash
+            raise HarnessError(f"the machine died of action {first + death.at}: {death}") from death
+
+    # --- bursts ---------------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def code(action: Action) -> bytes:
+        """An action as an operation of the executor's."""
+        return code(action)
+
+    @staticmethod
+    def answer(action: Action, outcome: Outcome) -> bytes:
+        """An outcome as a result of the executor's."""
+        return answer(outcome)
+
+    @staticmethod
+    def told(actions: Sequence[Action], answers: bytes) -> list[Outcome]:
+        """Results of the executor's as outcomes."""
+        return outcomes(actions, answers)
+
+    def send(self, codes: Sequence[bytes]) -> None:
+        """Start a batch, and do not wait for it."""
+        self._alive().send(codes)
+
+    def receive(self) -> bytes:
+        """The results of the batch."""
+        return self._answers(0)
 
     def observe(self) -> Observation:
         """Every frame and machine-to-physical word, and the contents of what programs reach: their memory, all page tables of
-        domain 0, frames that were handed out."""
-        assert self._subject is not None
+        the domains, frames that were handed out."""
+        assert self._layouts
         frames = self._frames
         table = frames.table()
         words = packed(table)
         words[table.owner == DOMID_IO] = XENS       # devices are taken as Xen's
         self._others.show(frames, table, words)
-        tables = (table.owner == 0) & (table.type >= L1) & (table.type <= L4) & (table.type_count > 0)
+        tables = (table.owner < len(self._layouts)) & (table.type >= L1) & (table.type <= L4) & (table.type_count > 0)
         shown = set(np.flatnonzero(tables).tolist()) | set(self._memory) | self._allocations.ever
         rows = tuple(f for f in sorted(shown) if table.owner[f] != NOBODY)
         return Observation(frames.frames, words.tobytes(), frames.memory.pages[list(rows)].tobytes(), frames.m2p().tobytes(),
-                           {0: self._base()}, rows)
+                           {d: self._base(d) for d in self._bases}, rows)
 
-    def _base(self) -> int:
-        return self._frames.memory.word(self._vcpu, self._root)
+    def _base(self, d: int) -> int:
+        """The frame of a domain's base."""
+        return self._frames.memory.word(*self._bases[d])
+
+    def kill(self) -> None:
+        """End QEMU, as if it had crashed."""
+        self._dead = True
+        end_process(self.machine.process)
 
     def close(self) -> None:
         """End the machine."""
         if self._machine is not None:
             self._machine.close()
             self._machine = None
+
+
+def unlike(setup: Setup, mine: Setup) -> str:
+    """In what a setup is not that of this machine; one without a name is of any machine that is otherwise like it."""
+    names = [f.name for f in fields(Setup) if getattr(setup, f.name) != getattr(mine, f.name)]
+    return ", ".join(f"its {n} {shown(getattr(setup, n))}, here {shown(getattr(mine, n))}" for n in names
+                     if n != "machine" or setup.machine)
+
+
+def shown(value: object) -> str:
+    """A part of a setup in a message."""
+    if isinstance(value, DomainSetup):
+        return f"{value.domid} with {value.pages} pages from frame {value.first}"
+    return " and ".join(map(shown, value)) or "none" if isinstance(value, tuple) else str(value)
 
 
 def published(frames: FrameTable) -> list[int]:

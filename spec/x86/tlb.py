@@ -103,6 +103,15 @@ def step(s: State, d: DomId, tag: Tag, va: int, number: int) -> None:
         s.walk_clock[d, to] = s.clock[CPU]
 
 
+@transition("TLB-8", source="SDM 3A §4.10.2.3, §4.10.4.2", keys=("dom", "tag", "tag"))
+def tlb_keep(s: State, d: DomId, tag: Tag, to: Tag) -> None:
+    """A processor may have a translation in several places, and so still use it after it has found a newer one for the page."""
+    require((tag ^ to) & 1 == 0, "TLB-8.1")         # it is kept for the same use, data or fetches
+    s.tlb[d, to] = s.tlb[d, tag]
+    s.tlb_clock[d, to] = s.tlb_clock[d, tag]
+    s.tlb_cr3[d, to] = s.tlb_cr3[d, tag]
+
+
 # --- forgetting --------------------------------------------------------------------------------------------------------------
 
 @transition("TLB-4", source="SDM 3A §4.10.4.1 INVLPG", keys=("dom", "tag"))

@@ -1,8 +1,13 @@
 """The benchmark measures what it says: its actions do what they are there for, and its rows name what they are held against."""
-import pytest
+import json
+from pathlib import Path
 
-from oracle import bench
-from oracle.targets import HarnessError, ModelTarget, default_setup
+import pytest
+from typer.testing import CliRunner
+
+from oracle import bench, bench_real
+from oracle.cli import app
+from oracle.targets import HarnessError, ModelTarget, Target, default_setup
 from spec.vocabulary import Hypercall
 
 
@@ -41,3 +46,18 @@ def test_the_table_of_the_model_against_itself(monkeypatch: pytest.MonkeyPatch) 
     assert all(row.value > 0 and (row.ratio_to in names or row.ratio is None) for row in rows)
     for row in bench.bench_document(rows)["summary"]["rows"]:
         assert set(row) == {"name", "value", "unit", "ratio", "ratio_to"}
+
+
+def test_without_the_real_xen_it_says_so_loudly(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def missing(_: str) -> Target:
+        raise HarnessError("QEMU is missing: `make real-xen` gets it")
+    monkeypatch.setattr(bench, "run_bench", lambda *_: [bench.Row("a", 1.0, "b")])
+    monkeypatch.setattr(bench_real, "open_target", missing)
+    out = tmp_path / "bench.json"
+    result = CliRunner().invoke(app, ["bench", "--json", str(out)])
+    assert result.exit_code == 0
+    assert "the real Xen is not measured: QEMU is missing" in result.output
+    summary = json.loads(out.read_text())["summary"]
+    assert "make real-xen" in summary["missing"]
+    assert len(summary["rows"]) == 1
+    assert CliRunner().invoke(app, ["bench", "--target", "xen"]).exit_code == 2

@@ -3,8 +3,9 @@ from dataclasses import replace
 
 import pytest
 
-from oracle.campaign import CampaignError, CampaignResult, CampaignSpec, length_of, machine_of, machines, regenerate, run_campaign
+from oracle.campaign import CampaignError, CampaignResult, regenerate, run_campaign
 from oracle.judge import Direction, judge
+from oracle.runner import CampaignSpec, length_of, machine_of, machines
 from oracle.targets import ModelTarget
 from refmodel import boot
 from tests.oracle.fakes import is_fatal, opener

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oracle.campaign import CampaignSpec, run_campaign
+from oracle.campaign import run_campaign
 from oracle.generate import Generator
 from oracle.judge import judge
 from oracle.program import Program, dump
+from oracle.runner import CampaignSpec
 from oracle.targets import Target, default_setup
 from oracle.worker import WorkerTarget
 from refmodel import boot

@@ -11,11 +11,12 @@ import pytest
 from rich.console import Console, RenderableType
 
 from oracle import report
-from oracle.campaign import CampaignResult, CampaignSpec, Divergence, HarnessFailure, ModelFinding
+from oracle.campaign import CampaignResult
 from oracle.judge import Direction, Verdict
 from oracle.program import load
 from oracle.replay import replay
 from oracle.reproducer import python_action, write_reproducers
+from oracle.runner import CampaignSpec, Divergence, HarnessFailure, ModelFinding
 from oracle.targets import ModelTarget, default_setup
 from refmodel import Violation, boot
 from spec.kernel import RULES
@@ -60,8 +61,9 @@ def test_a_campaign_tells_of_its_own_profile_only() -> None:
 
 def test_the_summary_has_what_scripts_rely_on() -> None:
     doc = json.loads(json.dumps(report.campaign_document(result())))
-    assert doc["summary"] == {"programs": 2, "actions": 300, "divergences": 1, "harness_failures": 0, "model_findings": 0,
-                              "looseness": {"accessed": 1, "stale": 3}, "declared": {}, "seconds": 1.5, "seed": 5}
+    assert doc["summary"] == {"programs": 2, "actions": 300, "raw": 0, "divergences": 1, "harness_failures": 0,
+                              "model_findings": 0, "looseness": {"accessed": 1, "stale": 3}, "declared": {},
+                              "seconds": 1.5, "seed": 5}
     assert doc["divergences"][0]["verdict"]["sentence"] == RULE.conjuncts[1].text
     assert doc["divergences"][0]["verdict"]["model"] == {"value": -22}
 

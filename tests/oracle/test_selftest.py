@@ -3,7 +3,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from oracle.campaign import CampaignResult, CampaignSpec
+from oracle.campaign import CampaignResult
+from oracle.runner import CampaignSpec
 from oracle.selftest import QUICK, PlantResult, SelftestResult, run_selftest, sample
 from oracle.targets import planted_bugs
 

@@ -7,13 +7,14 @@ import pytest
 
 from spec.kernel import Rule
 from spec.rules import RULES
+from tests.proofs.rules import named
 
 
 @pytest.fixture
 def plant(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, str], Rule]:
     """`plant(name, old, new)` changes the text of a transition, and gives the rule that stands in the register for the test."""
     def change(name: str, old: str, new: str) -> Rule:
-        rule = next(r for r in RULES.values() if r.name == name)
+        rule = named(name)
         text = inspect.getsource(rule.function)
         assert text.count(old) == 1
         scope: dict[str, object] = {}

@@ -131,7 +131,7 @@ PLANTED = {
         "def is_clear_of_xen(s, t, i, end): p = s.profile; return t != p.root or end <= p.xen_first + 1 or i > p.xen_last",
         "stretch_clear_of_xen_has_no_slot_of_xen"),
     "the self-map is in the next slot": (
-        "def xen_entry(s, g, i): return (g << 12) | s.xen_word[i] if i == s.profile.self_slot + 1 else s.xen_word[i]",
+        "def xen_entry(s, g, i): return (g << 12) | s.xen_word[0, i] if i == s.profile.self_slot + 1 else s.xen_word[0, i]",
         "self_slot_names_its_own_table"),
     "an index has one bit too many": (
         "def index_at(level, va): return (va >> level.shift) & ((2 << level.bits) - 1)",

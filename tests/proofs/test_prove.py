@@ -18,17 +18,13 @@ from proofs.ledger import PROVED, REFUTED, UNKNOWN, Ledger, Row
 from proofs.obligations import Obligation, keeping, select, tasks
 from proofs.symbolic.sorts import Sorts
 from proofs.symbolic.terms import SemanticGap, build, node
-from spec.kernel import RULES, Rule
+from spec.kernel import RULES
 from spec.profile import PROFILES, XEN_4_17, XEN_2003
+from tests.proofs.rules import named
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = Options(effort=200_000_000)
 both_profiles = pytest.mark.parametrize("profile", PROFILES)
-
-
-def named(name: str) -> Rule:
-    """A transition."""
-    return next(r for r in RULES.values() if r.name == name)
 
 
 def unproved(profile: str, name: str) -> dict[str, str]:

@@ -13,15 +13,11 @@ from proofs.discharge import Options, discharge
 from proofs.ledger import PROVED, REFUTED, UNKNOWN, Row
 from proofs.obligations import keeping, tasks
 from proofs.symbolic.search import Tally
-from spec.kernel import RULES, Rule
+from spec.kernel import RULES
 from spec.profile import PROFILES
+from tests.proofs.rules import named
 
 both_profiles = pytest.mark.parametrize("profile", PROFILES)
-
-
-def named(name: str) -> Rule:
-    """A transition."""
-    return next(r for r in RULES.values() if r.name == name)
 
 
 def rows_of(profile: str, subject: str, options: Options, *parts: str) -> dict[str, Row]:

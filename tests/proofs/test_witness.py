@@ -21,14 +21,10 @@ from refmodel.dump import load_state
 from spec.abi import NOBODY
 from spec.kernel import RULES, Rule
 from spec.profile import PROFILES
+from tests.proofs.rules import named
 
 OPTIONS = Options(effort=200_000_000)
 both_profiles = pytest.mark.parametrize("profile", PROFILES)
-
-
-def named(name: str) -> Rule:
-    """A transition."""
-    return next(r for r in RULES.values() if r.name == name)
 
 
 def witnesses_of(profile: str, name: str) -> list[tuple[Path, Witness, Rule]]:

@@ -126,7 +126,8 @@ def test_each_domain_has_a_slot_of_its_own() -> None:
                     domain_slot={0: SLOTS[4], 1: own[4]}, pages={0: 4, 1: 1}, xen_pages={0: 1, 1: 0}, max_pages={0: 10, 1: 1})
     found = imported(image)
     assert audit(found.state) == []
-    assert kinds(found)["slot of a domain's own"] == 1
+    assert [found.state.maps["xen_word"][d, 260] for d in (0, 1)] == [SLOTS[4], own[4]]
+    assert found.state.maps["word"][ROOT_OF_1, 260] == own[4]
     foreign = replace(image, domain_slot=image.domain_slot | {1: 0x4063})
     assert {(v.rule, v.key) for v in audit(imported(foreign).state) if v.rule == "SLOT-1"} == {("SLOT-1", (ROOT_OF_1, 260))}
 

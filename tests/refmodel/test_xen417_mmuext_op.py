@@ -13,6 +13,7 @@ from spec.abi import (
     EOPNOTSUPP,
     EPERM,
     ESRCH,
+    NOBODY,
     PCD,
     PSE,
     RW,
@@ -89,6 +90,21 @@ def test_pin_and_unpin(xen, level):
     assert not xen.m.s.pinned[f]
     assert xen.ext(1, X.UNPIN, f) == -EINVAL
     assert xen.refused == ["EXT-5.2"]
+
+
+def test_a_table_whose_own_leaf_keeps_it(xen):
+    """The last reference to a table that was given up goes while it is drained: it is free when that is done, once."""
+    table, leaf = xen.frame(1, 20), xen.frame(1, 21)
+    xen.fill(1, 21, {0: table << 12 | 0x65})
+    xen.fill(1, 20, {0: leaf << 12 | 0x67})
+    for page in (20, 21):
+        assert xen.uvm(1, xen.va(page), 0, X.UVMF_INVLPG) == 0
+    assert xen.ext(1, X.PIN_L1 + 1, table) == 0
+    at = xen.va(2)
+    assert xen.call(1, X.MEMORY_OP, X.DECREASE, at, data=((at, (at + 32, 1, 0, DOMID_SELF, table)),)) == 1
+    pages = xen.m.s.pages[1]
+    assert xen.ext(1, X.UNPIN, table) == 0
+    assert (xen.m.s.owner[table], xen.m.s.pages[1]) == (NOBODY, pages - 1)
 
 
 @pytest.mark.parametrize("command", [X.PIN_L1, X.PIN_L4, X.UNPIN])

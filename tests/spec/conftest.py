@@ -18,7 +18,7 @@ from spec.kernel import CPU, Refused
 from spec.profile import PROFILES, Profile
 from spec.rules import MODULES
 from spec.tables import xen_entry
-from spec.vocabulary import Setup
+from spec.vocabulary import DomainSetup, Setup
 from spec.x86.paging import Fault
 
 BOSS, ME, OTHER = 0, 1, 2                   # a privileged domain, and two that are not
@@ -38,7 +38,7 @@ class World:
         self.s.cr3_clock[CPU] = 7
         for f in range(4):
             self.s.owner[f] = DOMID_XEN
-        publish(as_state(self.s), Setup(profile.name, 64, 4, ()))
+        publish(as_state(self.s), Setup(profile.name, 64, 4, tuple(DomainSetup(d, 0, 0) for d in (ME, OTHER, BOSS))))
         self.s.privileged[BOSS] = True
         # frames of mine
         self.data = self.new(type=WRITABLE)

@@ -157,9 +157,9 @@ BROKEN = [
     ("SLOT-2", "a table that no walk may be in", spoil(left_upper, lambda w, k: w.put("gone", named(w, k), w.now))),
     ("SLOT-2", "a table of another level", spoil(left_upper, lambda w, k: w.put("type", named(w, k), WRITABLE))),
 
-    ("XEN-1", "Xen's slot lets a guest write", at(lambda w: w.p.xen_first, ("xen_word", None, 1 << 12 | P | RW | US))),
-    ("XEN-1", "a slot that segment limits do not keep a guest out of", at(lambda w: w.p.xen_first, ("xen_word", None, P | RW)),
-     "xen-2003"),
+    ("XEN-1", "Xen's slot lets a guest write", at(lambda w: (ME, w.p.xen_first), ("xen_word", None, 1 << 12 | P | RW | US))),
+    ("XEN-1", "a slot that segment limits do not keep a guest out of",
+     at(lambda w: (ME, w.p.xen_first), ("xen_word", None, P | RW)), "xen-2003"),
 
     ("BASE-10", "another's base", put(("base", ME, lambda w: w.s.base[OTHER]))),
     ("BASE-10", "the base is no root", put(("base", ME, lambda w: w.l1))),

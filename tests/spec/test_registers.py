@@ -97,7 +97,7 @@ def test_the_last_of_xens_slots_is_filled_when_a_table_becomes_a_base(worlds):
     s.word[at], s.opened[w.spare] = 0, False
     assert w.unsound() == {("TOKEN-1", (w.spare,))}
     load_base(s, ME, w.spare)
-    assert (s.word[at], s.opened[w.spare]) == (s.xen_word[w.p.late_slot], True)
+    assert (s.word[at], s.opened[w.spare]) == (s.xen_word[ME, w.p.late_slot], True)
 
 
 def test_the_first_base_brings_nothing_back(world):

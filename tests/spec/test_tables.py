@@ -195,7 +195,7 @@ def test_xen_fills_its_own_slots(world):
     args = in_validation(w, w.p.root, i, entries={i: w.entry(w.theirs)})
     s.word[args["f"], i] = w.entry(w.theirs)
     validate_entry(s, **args)
-    assert s.word[args["f"], i] == s.xen_word[i]
+    assert s.word[args["f"], i] == s.xen_word[ME, i]
     assert xen_entry(s, args["f"], w.p.self_slot) >> 12 == args["f"], "one of them maps the table itself"
 
 

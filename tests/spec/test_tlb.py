@@ -4,7 +4,19 @@ import pytest
 from spec.abi import PSE, RW, US, A, D, G, P, Xen2003
 from spec.kernel import CPU, Refused
 from spec.x86.paging import THROUGH_XEN, Fault
-from spec.x86.tlb import flush, guest_store, is_live, is_walking, load_cr3, tag_of, tlb_drop, tlb_fill, walk_start, walk_step
+from spec.x86.tlb import (
+    flush,
+    guest_store,
+    is_live,
+    is_walking,
+    load_cr3,
+    tag_of,
+    tlb_drop,
+    tlb_fill,
+    tlb_keep,
+    walk_start,
+    walk_step,
+)
 
 ME, OTHER = 1, 2
 DATA, SHOWN = 0, 0x1000                     # where `data` and `shown` are mapped
@@ -42,6 +54,9 @@ TRIALS = [
         "TLB-3.2": lambda w, a: (a.update(va=KEPT_OUT), w.put("word", (w.root, KEPT_OUT >> 22), P | US)),
         "TLB-7.1": lambda w, a: w.put("word", (w.root, 0), w.s.word[w.root, 0] ^ P),
         "TLB-7.2": lambda w, a: w.put("word", (w.root, 0), w.s.word[w.root, 0] ^ US),
+    }),
+    (tlb_keep, lambda w: cached(w) and {"d": ME, "tag": 0, "to": 4}, {
+        "TLB-8.1": lambda w, a: a.update(to=5),
     }),
     (tlb_drop, lambda w: cached(w) and {"d": ME, "tag": 0}, {
         "TLB-4.1": lambda w, a: w.put("tlb", (ME, 0), 0),
@@ -235,7 +250,7 @@ def test_the_processor_may_mark_xens_slots_accessed(world):
     """Xen need not have set the bit in what it keeps there."""
     w, s = world, world.s
     i = w.p.xen_first
-    s.xen_word[i] &= ~A
+    s.xen_word[ME, i] &= ~A
     for f in [f for f, t in s.type.items() if t == w.p.root]:
         s.word[f, i] &= ~A
     assert not w.unsound()

@@ -26,7 +26,7 @@ def target(tools):
 
 @pytest.fixture(scope="module")
 def setup(target):
-    return default_setup("xen-4.17", target)
+    return default_setup("xen-4.17", target, domains=1)
 
 
 @pytest.fixture(scope="module")
@@ -118,12 +118,32 @@ def test_what_is_handed_out_is_told(target, setup, machine, frame):
     assert all(unpack_frame(seen[f])[0] == 0 for f in (*two.chose, *one.chose))
 
 
+def test_a_table_whose_own_leaf_keeps_it(target, setup, machine, frame):
+    program = [Store(0, va(21), frame(20) << 12 | 0x65), Store(0, va(20), frame(21) << 12 | 0x67),
+               *(Hypercall(0, X.UPDATE_VA_MAPPING, (va(page), 0, X.UVMF_INVLPG)) for page in (20, 21)),
+               extended(X.PIN_L1 + 1, frame(20)), reservation(X.DECREASE, (frame(20),)), extended(X.UNPIN, frame(20))]
+    assert play(machine, target, setup, program).agrees
+
+
 def test_what_is_handed_out_untold_is_known_all_the_same(target, setup, machine):
     nowhere = Hypercall(0, X.MEMORY_OP, (X.INCREASE, BUFFER), ((BUFFER, (va(63), 1, 0, DOMID_SELF)),))
     target.reset(setup)
     (outcome,) = target.run([nowhere])
     assert (outcome.value, len(outcome.chose)) == (0, 1)
     assert play(machine, target, setup, [nowhere]).agrees
+
+
+def test_what_an_exchange_that_fails_gives_back_is_not_handed_out(target, setup, machine, frame):
+    """Its list is written beforehand, so the call alone does not say what it gives; Xen puts that at the end of its own list."""
+    gone = Hypercall(0, X.UPDATE_VA_MAPPING, (va(12), 0, 2))
+    words = (BUFFER + 128, 2, 0, DOMID_SELF, BUFFER + 144, 1, 1, DOMID_SELF, 0)
+    write = [Store(0, BUFFER + 8 * n, w) for n, w in enumerate(words)]
+    write += [Store(0, BUFFER + 128, frame(12)), Store(0, BUFFER + 136, frame(-1))]      # the second one is in use
+    program = [gone, *write, Hypercall(0, X.MEMORY_OP, (X.EXCHANGE, BUFFER)), reservation(X.INCREASE, (0,))]
+    assert play(machine, target, setup, program).agrees
+    target.reset(setup)
+    *_, exchanged, increased = target.run(program)
+    assert (exchanged.chose, len(increased.chose)) == ((), 1)
 
 
 def test_a_death_is_reported_and_survived(target, setup, machine, frame):

@@ -10,8 +10,9 @@ typedef long int64;
 typedef unsigned int uint32;
 typedef int int32;
 
-enum { SET_TRAP_TABLE = 0, STACK_SWITCH = 3, SET_CALLBACKS = 4, UPDATE_VA_MAPPING = 14, CONSOLE_IO = 18, SCHED_OP = 29,
-       EVENT_CHANNEL_OP = 32 };
+enum { SET_TRAP_TABLE = 0, STACK_SWITCH = 3, SET_CALLBACKS = 4, UPDATE_VA_MAPPING = 14, CONSOLE_IO = 18, VM_ASSIST = 21,
+       SCHED_OP = 29, EVENT_CHANNEL_OP = 32 };
+enum { ENABLE = 0, WRITABLE_PAGETABLES = 2 };
 enum { SCHEDOP_POLL = 3, EVTCHNOP_SEND = 4, EVENTS_PENDING = 2048 };
 enum { FLAT_SS = 0xe02b, PAGE_FAULT = 14, PF_USER = 4, PF_FETCH = 16, INVLPG = 2, CR2 = 16 };
 
@@ -169,7 +170,7 @@ static const uint64 *operate(const uint64 *op, struct result *r)
         access(code, user, op[1], op[2], r);
         return op + 3;
     case HYPERCALL:
-        return hypercall_operation(op, op[0] >> GROUPS_SHIFT, r);
+        return hypercall_operation(op, (uint32)op[0] >> GROUPS_SHIFT, r);
     case FILL:
         fill((uint64 *)op[1], op[2], op[3], op[4]);
         return op + 5;
@@ -222,6 +223,7 @@ static void set_up(struct start_info *start)
     int64 failed = call(SET_TRAP_TABLE, (uint64)traps, 0, 0);
     failed |= call(STACK_SWITCH, FLAT_SS, (uint64)trap_stack_top, 0);
     failed |= call(SET_CALLBACKS, (uint64)unexpected_event, (uint64)unexpected_event, (uint64)from_user);
+    failed |= call(VM_ASSIST, ENABLE, WRITABLE_PAGETABLES, 0);      /* domain 0 always has it */
     failed |= call(UPDATE_VA_MAPPING, (uint64)shared_page, start->shared_info | 0x67, INVLPG);
     if (failed)
         say("xenspec executor: cannot set up ", failed);

@@ -1,0 +1,57 @@
+"""Bursts on the real Xen: they agree, and a machine that is killed in between is back with the next reset."""
+import random
+
+import pytest
+
+from oracle.burst import play_burst
+from oracle.generate import Generator
+from oracle.ground import Ground
+from oracle.live import Player, play_generated
+from oracle.targets import default_setup, model_of
+
+
+@pytest.fixture(scope="module")
+def target(tools):
+    from emulator.xen.target import XenTarget
+    held = XenTarget()
+    yield held
+    held.close()
+
+
+@pytest.fixture(scope="module")
+def generator(target):
+    machine = model_of(target, default_setup("xen-4.17", target, domains=1))
+    return Generator(machine, Ground(machine, *target.ground()))
+
+
+def test_bursts_agree(target, generator):
+    for n in range(3):
+        generator.begin(random.Random(f"burst/{n}"))
+        player = Player(generator.machine, target, generator.setup)
+        play_generated(generator, player, 500, lambda: None, lambda player=player: play_burst(player, generator, target, 5000))
+        assert player.verdict is None, player.verdict.summary
+        assert player.raw > 2000
+        assert len(player.actions) < len(player.full) - player.raw + 200     # a burst leaves its shortest way behind
+
+
+def test_a_wrong_answer_in_the_middle_of_a_burst_is_found(target, generator, monkeypatch):
+    receive = target.receive
+
+    def wrong():
+        answers = bytearray(receive())
+        answers[len(answers) // 64 * 32] ^= 1
+        return bytes(answers)
+    generator.begin(random.Random("burst/wrong"))
+    player = Player(generator.machine, target, generator.setup)
+    player.finish(*generator.more(100, player.ask))
+    monkeypatch.setattr(target, "receive", wrong)
+    play_burst(player, generator, target, 4000)
+    assert player.verdict is not None
+    assert player.verdict.action != "state: word"
+
+
+def test_a_killed_machine_is_back_with_the_next_reset(target, generator):
+    target.kill()
+    target.reset(generator.setup)
+    generator.machine.reset()
+    assert generator.machine.compare(target.observe()) == []
