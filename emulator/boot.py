@@ -22,6 +22,7 @@ class Boot:
     words: NDArray[np.uint64]                   # a frame's word each
     m2p: NDArray[np.uint32]
     m2p_word: int                               # where that array lies in RAM
+    xen_descriptors: tuple[int, ...]            # the words that Xen keeps at its entries of every GDT
     pages: dict[int, bytes]                     # contents of frames that are not zero
     base: dict[int, int]
     limit: dict[int, int]                       # frames that a domain may have
@@ -45,7 +46,7 @@ def boot(setup: Setup) -> Boot:
         m2p[domain.first:end] = np.arange(domain.pages + 1)
         pages |= domain_pages(domain, setup.xen_slots)
     free.append((end, setup.frames))
-    return Boot(setup, words, m2p, layout.M2P_FRAME * PAGE_SIZE // 4, pages,
+    return Boot(setup, words, m2p, layout.M2P_FRAME * PAGE_SIZE // 4, layout.xen_descriptors(), pages,
                 base={d.domid: root(d) for d in setup.domains}, limit={d.domid: d.pages for d in setup.domains},
                 extent=end, free_ranges=tuple((start, stop) for start, stop in free if start < stop))
 
@@ -60,6 +61,7 @@ def check(setup: Setup) -> None:
     least = layout.xen_frames(setup.frames)
     require(least <= setup.xen_frames <= setup.frames, f"setup.xen_frames: {setup.xen_frames}, but this hypervisor takes {least}")
     require(setup.xen_slots == layout.xen_slots(), "setup.xen_slots: they are not this hypervisor's")
+    require(setup.xen_descriptors in ((), layout.xen_descriptors()), "setup.xen_descriptors: they are not this hypervisor's")
     require(0 < len(setup.domains) == len({d.domid for d in setup.domains}), "no domain, or one twice")
     end = setup.xen_frames
     for domain in sorted(setup.domains, key=lambda d: d.first):

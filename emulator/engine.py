@@ -113,6 +113,11 @@ class Engine:
         self.cpu.cr3 = cr3
         self.library._ZN8BX_CPU_C9TLB_flushEv()
 
+    def load_tables(self, gdt: tuple[int, int], ldt: Segment) -> None:
+        """Load GDTR (base, limit) and LDTR."""
+        self.cpu.gdtr = _table(*gdt)
+        self.cpu.ldtr = _segment(ldt)
+
     def invlpg(self, address: int) -> None:
         """Drop the translation of one page."""
         self.library._ZN8BX_CPU_C10TLB_invlpgEm(address)

@@ -11,31 +11,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from emulator.boot import Boot
+from emulator.descriptors import Descriptors
 from emulator.errors import HarnessError
 from emulator.pool import Pool
-from spec import abi
+from emulator.traps import Traps
+from emulator.words import (
+    BOTH,
+    FRAME,
+    GENERAL_REF,
+    L1,
+    L1_ILLEGAL,
+    L2,
+    L2_ILLEGAL,
+    LDT,
+    NO_DOMAIN,
+    OWNER,
+    PINNED,
+    REFS,
+    TYPE,
+    TYPED,
+    WRITABLE,
+    XEN_SLOT,
+)
 from spec.abi import EFAULT, EINVAL, ENOMEM, ENOSYS, PAGE_SIZE, RW, P, Xen2003
 from spec.vocabulary import FREE_FRAME
-
-# --- a frame's word
-TYPED: Final = 0x3FFFFF                 # typed references
-TYPED_REF: Final = 1
-GENERAL_REF: Final = 1 << 22
-BOTH: Final = GENERAL_REF | TYPED_REF
-REFS: Final = TYPED << 22
-TYPE: Final = 7 << 44
-L1: Final = abi.L1 << 44
-L2: Final = abi.L2 << 44
-WRITABLE: Final = abi.WRITABLE << 44
-PINNED: Final = 1 << 47
-OWNER: Final = 0xFFFF << 48
-NO_DOMAIN: Final = abi.DOMID_SELF << 48 # words from here on belong to no domain
-
-# --- a table's entry
-FRAME: Final = 0xFFFFF000
-L1_ILLEGAL: Final = abi.G | abi.PAT
-L2_ILLEGAL: Final = abi.G | abi.PSE
-XEN_SLOT: Final = Xen2003.XEN_SLOT
 
 # --- names of the interface that the hot paths use
 HOLE: Final = Xen2003.HOLE
@@ -50,9 +49,12 @@ _ZERO_PAGE: Final = bytes(PAGE_SIZE)
 
 
 class Hypervisor:
-    """The memory interface of Xen 1.2 as RULINGS.md holds it, for all domains of one machine."""
+    """The memory interface of Xen 1.2 as RULINGS.md holds it, for all domains of one machine.
 
-    def __init__(self, ram: memoryview, boot: Boot, invlpg: Callable[[int], None]) -> None:
+    `invlpg` drops a translation; `fourth` reads a hypercall's fourth argument, which only one of them has.
+    """
+
+    def __init__(self, ram: memoryview, boot: Boot, invlpg: Callable[[int], None], fourth: Callable[[], int]) -> None:
         self.boot = boot
         self.frames = boot.setup.frames
         self.bytes = ram
@@ -64,6 +66,7 @@ class Hypervisor:
         self.nidle_since: NDArray[np.int64] = np.full(self.frames, -1, np.int64)
         self.idle_since: Any = self.nidle_since.data        # TLB clock when the typed references last fell to 0
         self.invlpg = invlpg
+        self.fourth = fourth
         self.clock = 0                                      # TLB flushes so far
         self.flush_due = False                              # flush the TLB before the guest runs again
         self.journal: list[tuple[Any, Any]] | None = None   # words of frames before a validation that may yet fail
@@ -73,7 +76,8 @@ class Hypervisor:
         self.pool = Pool(boot.free_ranges)
         self.base: dict[int, int] = {}
         self.pages: dict[int, int] = {}
-        self.ldt: dict[int, tuple[int, int]] = {}
+        self.descriptors = Descriptors(self, boot.xen_descriptors)
+        self.traps = Traps(self, self.descriptors)
         self.calls: list[Callable[[int, int, int], int]] = [self.other_wing] * (Xen2003.LAST_HYPERCALL + 1)
         self.calls += [self.not_assigned] * (256 - len(self.calls))
         self.bind_calls()
@@ -88,12 +92,21 @@ class Hypervisor:
         self.calls[Xen2003.DOM_MEM_OP] = self.dom_mem_op
         self.calls[Xen2003.MULTICALL] = self.multicall
         self.calls[Xen2003.UPDATE_VA_MAPPING] = self.update_va_mapping
+        self.calls[Xen2003.SET_GDT] = self.descriptors.set_gdt
+        self.calls[Xen2003.UPDATE_DESCRIPTOR] = self.descriptors.update_descriptor
+        self.calls[Xen2003.SET_TRAP_TABLE] = self.traps.set_trap_table
+        self.calls[Xen2003.SET_FAST_TRAP] = self.traps.set_fast_trap
+        self.calls[Xen2003.SET_CALLBACKS] = self.traps.set_callbacks
+        self.calls[Xen2003.STACK_SWITCH] = self.traps.stack_switch
+        self.calls[Xen2003.FPU_TASKSWITCH] = self.traps.fpu_taskswitch
+        self.calls[Xen2003.SET_DEBUGREG] = self.traps.set_debugreg
+        self.calls[Xen2003.GET_DEBUGREG] = self.traps.get_debugreg
 
     def _start(self) -> None:
         """The domains as they are at boot; no translation is cached."""
         self.base.update(self.boot.base)
         self.pages.update(self.boot.limit)
-        self.ldt.clear()
+        self.descriptors.reset()
         self.written.clear()
         self.m2p_before.clear()
         self.pool.reset()
@@ -125,6 +138,7 @@ class Hypervisor:
         self.current = domid
         self.caller = domid << 48
         self.root = self.base[domid] << 10                  # the first word of the current root table
+        self.descriptors.switched()
 
     def tlb_flushed(self) -> None:
         """Note that no translation is cached any more."""
@@ -164,6 +178,8 @@ class Hypervisor:
         """Give back the references of one L1 entry."""
         if not rw:
             self.pg[f] -= GENERAL_REF
+            if self.descriptors.ldt_pages and self.pg[f] & TYPED and self.pg[f] & TYPE == LDT:
+                self.descriptors.drop_ldt(self.pg[f] >> 48)
             return
         word: int = self.pg[f] - BOTH
         self.pg[f] = word
@@ -268,6 +284,8 @@ class Hypervisor:
         np.subtract.at(self.npg, frames, np.where(writable, np.uint64(BOTH), np.uint64(GENERAL_REF)))
         released = frames[writable]
         self.nidle_since[released[(self.npg[released] & TYPED) == 0]] = self.clock
+        if self.descriptors.ldt_pages:
+            self.descriptors.unmapped(frames[~writable])
 
     def validate_l2(self, f: int) -> bool:
         """Take every L1 table from slot 0 upwards, and undo all on the first bad entry (W-22); then put Xen's slots in place."""
@@ -504,7 +522,7 @@ class Hypervisor:
         command = value & 0xFF
         f = ptr >> 12
         if command == Xen2003.SET_LDT:
-            return self.set_ldt(ptr, value >> 8)
+            return self.descriptors.set_ldt(ptr, value >> 8)
         if f >= self.frames:
             return False
         if command == Xen2003.PIN_L1 or command == Xen2003.PIN_L2:
@@ -545,13 +563,7 @@ class Hypervisor:
         self.base[self.current] = f
         self.root = f << 10
         self.flush_due = True
-        return True
-
-    def set_ldt(self, base: int, entries: int) -> bool:
-        """Note where the domain has its LDT (W-19)."""
-        if base & (PAGE_SIZE - 1) or entries > Xen2003.MAX_LDT or base + 8 * entries > GUEST_END:
-            return False
-        self.ldt[self.current] = base, entries
+        self.descriptors.drop_ldt(self.current)
         return True
 
     def dom_mem_op(self, ptr: int, _: int = 0, __: int = 0) -> int:
@@ -616,6 +628,8 @@ class Hypervisor:
             if entry is None:
                 return -EFAULT
             nr = entry[0] & 0xFF
-            if nr != Xen2003.MULTICALL:
+            if nr == Xen2003.SET_CALLBACKS:
+                self.traps.set_both(entry[1], entry[2], entry[3], entry[4])
+            elif nr != Xen2003.MULTICALL:
                 self.calls[nr](entry[1], entry[2], entry[3])
         return 0

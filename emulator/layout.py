@@ -2,8 +2,8 @@
 
     frame 0        GDT                      0xFC000000  slot 1008: machine-to-physical window, supervisor, read-only
           1        IDT, TSS                 0xFC400000  slot 1009: frames 0.. in order, out of every guest segment's reach
-          2        ring-0 code              0xFF000000  slot 1020: the root table itself (Xen's linear page table)
-          3        ring-0 stack
+          2        ring-0 code              0xFC600000             the current domain's GDT and LDT
+          3        ring-0 stack             0xFF000000  slot 1020: the root table itself (Xen's linear page table)
           4        the loop that acts out the records, at ring 1 and at ring 3
           5, 6     L1 tables of slots 1009 and 1008
           7        scratch words and stack of the loop
@@ -31,6 +31,10 @@ GDT_BASE: Final = HARNESS + GDT_FRAME * PAGE_SIZE
 IDT_BASE: Final = HARNESS + IDT_FRAME * PAGE_SIZE
 TSS_OFFSET: Final = 0x900
 TSS_BASE: Final = IDT_BASE + TSS_OFFSET
+GDT_POINTER_OFFSET: Final = 0xA00               # operand of LGDT for the loop's GDT, in frame 1 too
+GDT_POINTER: Final = IDT_BASE + GDT_POINTER_OFFSET
+LDT_MAPPED_OFFSET: Final = 0xA08                # the answer to BELL_LDT
+LDT_MAPPED: Final = IDT_BASE + LDT_MAPPED_OFFSET
 RING0_BASE: Final = HARNESS + RING0_FRAME * PAGE_SIZE
 RING0_STACK: Final = HARNESS + (STACK_FRAME + 1) * PAGE_SIZE
 LOOP_BASE: Final = HARNESS + LOOP_FRAME * PAGE_SIZE
@@ -44,12 +48,13 @@ KERNEL_DS: Final = 0x0821
 USER_CS: Final = 0x082B
 USER_DS: Final = 0x0833
 TSS_SELECTOR: Final = 0x0840
-GDT_ENTRIES: Final = 296
-LOOP_KERNEL_CS: Final = 0x41                    # the loop at ring 1 ...
-LOOP_USER_CS: Final = 0x4B                      # ... and at ring 3
-LOOP_KERNEL_SS: Final = 0x51
-LOOP_USER_SS: Final = 0x5B
-LOOP_FS: Final = 0x63                           # scratch page and records, for both rings
+LDT_SELECTOR: Final = 0x0848
+LOOP_KERNEL_CS: Final = 0x0941                  # the loop at ring 1: from here on beyond the limit of a guest's default GDT
+LOOP_USER_CS: Final = 0x094B                    # the loop at ring 3
+LOOP_KERNEL_SS: Final = 0x0951
+LOOP_USER_SS: Final = 0x095B
+LOOP_FS: Final = 0x0963                         # scratch page and records, for both rings
+GDT_ENTRIES: Final = 301                        # while the loop runs
 
 # --- in the segment FS
 SAVED_EBP: Final = 0x00                         # the record pointer while the guest's own code runs
@@ -69,12 +74,24 @@ FAULT_MARK: Final = 0x100                       # set in the vector of a record 
 BELL_HYPERCALL: Final = HARNESS                 # addresses that a stub touches with CLFLUSH, which calls Python
 BELL_SERVICE: Final = HARNESS + 1
 BELL_PANIC: Final = HARNESS + 2
+BELL_LDT: Final = HARNESS + 3                   # a page of the LDT is missing
+GUEST_TABLES: Final = 0xFF8                     # offsets in the loop's page, for CLFLUSH at any ring: the domain's GDT and LDT
+LOOP_TABLES: Final = 0xFF9                      # in force, and again the loop's
+BELL_GUEST_TABLES: Final = LOOP_BASE + GUEST_TABLES
+BELL_LOOP_TABLES: Final = LOOP_BASE + LOOP_TABLES
 
 # --- the slots of Xen in a root table
 _SUPERVISOR: Final = P | RW | A | D             # A and D are set from the start: the processor never changes these words
 _SHARED: Final = _SUPERVISOR | US
 HARNESS_SLOT: Final = Xen2003.XEN_SLOT + 1
 MAX_FRAMES: Final = (Xen2003.GUEST_END - Xen2003.HOLE) // 4
+
+
+# --- the window on the current domain's descriptor tables, behind Xen's frames
+WINDOW_ENTRY: Final = 512                       # of the harness' L1 table
+WINDOW_PAGES: Final = 16                        # of the GDT, and then as many of the LDT
+GDT_WINDOW: Final = HARNESS + WINDOW_ENTRY * PAGE_SIZE
+LDT_WINDOW: Final = GDT_WINDOW + WINDOW_PAGES * PAGE_SIZE
 
 
 def m2p_pages(frames: int) -> int:
@@ -106,3 +123,9 @@ def harness_l1() -> list[int]:
 def m2p_l1(frames: int) -> list[int]:
     """L1 entries of slot 1008: the machine-to-physical array, read-only and for the kernel only (W-16)."""
     return [M2P_FRAME + page << 12 | P | A | D for page in range(m2p_pages(frames))]
+
+
+def xen_descriptors() -> tuple[int, ...]:
+    """The words of Xen's own descriptors, as they are in every GDT."""
+    places = range(Xen2003.RESERVED, Xen2003.RESERVED_END)
+    return tuple(word for n in places for q in (Xen2003.DESCRIPTORS.get(n, 0),) for word in (q & 0xFFFFFFFF, q >> 32))

@@ -11,15 +11,14 @@ from emulator.boot import Boot
 from emulator.engine import Doorbell, Segment, engine
 from emulator.errors import HarnessError
 from emulator.hypervisor import Hypervisor
+from emulator.kernel import Kernel
 from emulator.records import RECORD_WORDS, Program
 from spec.abi import PAGE_SIZE, Xen2003
 
 CAPACITY: Final = (at.RECORDS_END - at.RECORDS) // 4            # words for records and their data
 _FIRST_RECORD: Final = (at.SCRATCH_FRAME * PAGE_SIZE + at.RECORDS) // 4
-_FLAT_PAGES: Final = 0xFFFFF
-_GUEST_PAGES: Final = (Xen2003.GUEST_END >> 12) - 1
 _LOOP_PAGES: Final = (at.RECORDS_END >> 12) - 1
-_CODE, _DATA, _TSS, _BUSY_TSS = 0xB, 3, 9, 0xB                  # descriptor types, the segments' accessed bit set
+_CODE, _DATA = 0xB, 3                                           # descriptor types, the accessed bit set
 
 
 def descriptor(base: int, pages: int, kind: int, dpl: int) -> int:
@@ -28,25 +27,23 @@ def descriptor(base: int, pages: int, kind: int, dpl: int) -> int:
             | 0b11 << 54 | (base >> 24) << 56)
 
 
-def tss_descriptor(base: int, limit: int, kind: int) -> int:
-    """A present 32-bit TSS of `limit` + 1 bytes."""
-    return limit | (base & 0xFFFFFF) << 16 | kind << 40 | 1 << 47 | (base >> 24) << 56
-
-
 def interrupt_gate(offset: int, dpl: int) -> int:
     """A 32-bit interrupt gate to a stub of Xen's."""
     return offset & 0xFFFF | at.XEN_CS << 16 | 0xE << 40 | dpl << 45 | 1 << 47 | (offset >> 16) << 48
 
 
+# Xen's own, and behind them the loop's: out of reach where a guest's GDT ends or is another.  By selector without RPL.
 DESCRIPTORS: Final = {
-    at.XEN_CS: descriptor(0, _FLAT_PAGES, _CODE, 0), at.XEN_DS: descriptor(0, _FLAT_PAGES, _DATA, 0),
-    at.KERNEL_CS: descriptor(0, _GUEST_PAGES, _CODE, 1), at.KERNEL_DS: descriptor(0, _GUEST_PAGES, _DATA, 1),
-    at.USER_CS: descriptor(0, _GUEST_PAGES, _CODE, 3), at.USER_DS: descriptor(0, _GUEST_PAGES, _DATA, 3),
-    at.LOOP_KERNEL_CS: descriptor(at.LOOP_BASE, 0, _CODE, 1), at.LOOP_USER_CS: descriptor(at.LOOP_BASE, 0, _CODE, 3),
-    at.LOOP_KERNEL_SS: descriptor(at.SCRATCH_BASE, 0, _DATA, 1), at.LOOP_USER_SS: descriptor(at.SCRATCH_BASE, 0, _DATA, 3),
-    at.LOOP_FS: descriptor(at.SCRATCH_BASE, _LOOP_PAGES, _DATA, 3),
-    at.TSS_SELECTOR: tss_descriptor(at.TSS_BASE, 0x67, _TSS),
+    **{8 * n: word for n, word in Xen2003.DESCRIPTORS.items()},
+    at.LOOP_KERNEL_CS & ~7: descriptor(at.LOOP_BASE, 0, _CODE, 1), at.LOOP_USER_CS & ~7: descriptor(at.LOOP_BASE, 0, _CODE, 3),
+    at.LOOP_KERNEL_SS & ~7: descriptor(at.SCRATCH_BASE, 0, _DATA, 1),
+    at.LOOP_USER_SS & ~7: descriptor(at.SCRATCH_BASE, 0, _DATA, 3),
+    at.LOOP_FS & ~7: descriptor(at.SCRATCH_BASE, _LOOP_PAGES, _DATA, 3),
 }
+
+_NO_LDT: Final = Segment(0, 0)
+_LOOP_TABLES: Final = (at.GDT_BASE, at.GDT_ENTRIES * 8 - 1), _NO_LDT
+_LDT_MAPPED: Final = (at.IDT_FRAME * PAGE_SIZE + at.LDT_MAPPED_OFFSET) // 4
 
 
 class Machine:
@@ -55,7 +52,7 @@ class Machine:
     def __init__(self, boot: Boot) -> None:
         self.engine = engine()
         self.ram = self.engine.attach(self, boot.setup.frames)
-        self.hypervisor = Hypervisor(self.ram, boot, self.engine.invlpg)
+        self.hypervisor = Hypervisor(self.ram, boot, self.engine.invlpg, fourth=lambda: int(self.engine.cpu.rsi))
         self.user = False                       # the loop is in ring 3
         self.chose: dict[int, tuple[int, ...]] = {}     # row of a record -> frames that its hypercall handed out
         self._install()
@@ -112,26 +109,28 @@ class Machine:
             put(frame, 0, bytes(PAGE_SIZE))
             self.engine.forget_code(frame)
         for selector, segment in DESCRIPTORS.items():
-            put(at.GDT_FRAME, selector & ~7, struct.pack("<Q", segment))
+            put(at.GDT_FRAME, selector, struct.pack("<Q", segment))
         for vector, (offset, dpl) in stubs.GATES.items():
             put(at.IDT_FRAME, 8 * vector, struct.pack("<Q", interrupt_gate(at.RING0_BASE + offset, dpl)))
         put(at.IDT_FRAME, at.TSS_OFFSET + 4, struct.pack("<II", at.RING0_STACK, at.XEN_DS))
         put(at.IDT_FRAME, at.TSS_OFFSET + 0x64, struct.pack("<I", 0x68 << 16))          # no I/O bitmap
+        put(at.IDT_FRAME, at.GDT_POINTER_OFFSET, struct.pack("<HI", _LOOP_TABLES[0][1], at.GDT_BASE))
         put(at.RING0_FRAME, 0, stubs.RING0)
         put(at.LOOP_FRAME, 0, stubs.LOOP)
         put(at.HARNESS_L1_FRAME, 0, np.array(at.harness_l1(), np.uint32).tobytes())
         put(at.M2P_L1_FRAME, 0, np.array(at.m2p_l1(frames), np.uint32).tobytes())
+        self.hypervisor.descriptors.present.show(Kernel(0))
 
     def _start_processor(self) -> None:
         """Put the processor at the head of the loop, in ring 1."""
         def segment(selector: int) -> Segment:
-            return Segment(selector, DESCRIPTORS[selector])
-        tss = Segment(at.TSS_SELECTOR, tss_descriptor(at.TSS_BASE, 0x67, _BUSY_TSS))
+            return Segment(selector, DESCRIPTORS[selector & ~7])
         self.user = False
         self.engine.start(
             cr3=self.hypervisor.root << 2, eip=stubs.HANDLERS["next"], esp=at.LOOP_STACK,
-            gdt=(at.GDT_BASE, at.GDT_ENTRIES * 8 - 1), idt=(at.IDT_BASE, 256 * 8 - 1),
-            segments={"cs": segment(at.LOOP_KERNEL_CS), "ss": segment(at.LOOP_KERNEL_SS), "fs": segment(at.LOOP_FS), "tr": tss,
+            gdt=_LOOP_TABLES[0], idt=(at.IDT_BASE, 256 * 8 - 1),
+            segments={"cs": segment(at.LOOP_KERNEL_CS), "ss": segment(at.LOOP_KERNEL_SS), "fs": segment(at.LOOP_FS),
+                      "tr": segment(at.TSS_SELECTOR),
                       **{name: segment(at.KERNEL_DS) for name in ("ds", "es", "gs")}})
 
     # --- from the processor into Python ---
@@ -139,7 +138,7 @@ class Machine:
     def _make_doorbell(self) -> Doorbell:
         """What happens when a stub rings, or when the loop says where it has stored."""
         hypervisor, cpu = self.hypervisor, self.engine.cpu
-        calls, written = hypervisor.calls, hypervisor.written
+        calls, written, descriptors = hypervisor.calls, hypervisor.written, hypervisor.descriptors
 
         def doorbell(_session: Any, _cpu: int, linear: int, physical: int) -> None:
             try:
@@ -147,12 +146,20 @@ class Machine:
                     cpu.rax = calls[cpu.rax & 0xFF](cpu.rbx, cpu.rcx, cpu.rdx) & 0xFFFFFFFF
                     if hypervisor.chosen:
                         self.keep_choice(cpu.rbp)
+                    if descriptors.ldt_due:
+                        descriptors.map_due()
                     if hypervisor.flush_due:
                         self.flush()
                 elif linear < Xen2003.GUEST_END:
                     written.add(physical >> 12)
                 elif linear == at.BELL_SERVICE:
                     self.serve(cpu.rax)
+                elif linear == at.BELL_GUEST_TABLES:
+                    self.engine.load_tables(*self.guest_tables())
+                elif linear == at.BELL_LOOP_TABLES:
+                    self.engine.load_tables(*_LOOP_TABLES)
+                elif linear == at.BELL_LDT:
+                    self.map_ldt(cpu.cr2 - at.LDT_WINDOW)
                 else:
                     raise HarnessError(f"a fault in ring 0, with the record at {cpu.rbp:#x}")
             except BaseException as failure:
@@ -163,6 +170,19 @@ class Machine:
         """Keep the frames that a hypercall handed out, for its outcome."""
         self.chose[(ebp - at.RECORDS) // (4 * RECORD_WORDS)] = tuple(self.hypervisor.chosen)
         self.hypervisor.chosen.clear()
+
+    def guest_tables(self) -> tuple[tuple[int, int], Segment]:
+        """GDTR and LDTR of the current domain."""
+        gdt, entries = self.hypervisor.descriptors.in_force()
+        if not entries:
+            return gdt, _NO_LDT
+        return gdt, Segment(at.LDT_SELECTOR, DESCRIPTORS[at.LDT_SELECTOR] & ~0xFFFF | 8 * entries - 1)
+
+    def map_ldt(self, offset: int) -> None:
+        """The processor looked for a descriptor in a page of the LDT that is not mapped: map it, if that can be done (W-37)."""
+        self.hypervisor.ram[_LDT_MAPPED] = self.hypervisor.descriptors.map_ldt(offset // PAGE_SIZE)
+        if self.hypervisor.flush_due:
+            self.flush()
 
     def flush(self) -> None:
         """Load CR3 of the current domain, which flushes the TLB."""

@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from emulator.descriptors import Descriptors
 from emulator.errors import HarnessError
 from emulator.hypervisor import Hypervisor
 from emulator.machine import Machine
 from emulator.target import EmulatorTarget
+from emulator.traps import Traps
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ def _plants() -> Iterator[Plant]:
     yield bug("caller-judges-anothers-table", "An entry of another's table is judged as one of the caller's, as in 1.2 (W-2).",
               Edit("mod_l1_entry", "self.pg[i >> 10] & OWNER", "self.caller"))
     yield bug("free-frames-for-domain-0", "Domain 0 may use frames that no domain owns, as in 1.2 (W-1).",
-              Edit("usable", "(owner == 0 and word < NO_DOMAIN)", "(owner == 0 and word & OWNER != abi.DOMID_XEN << 48)"))
+              Edit("usable", "(owner == 0 and word < NO_DOMAIN)", "(owner == 0 and word >> 48 != 0x7FF2)"))
 
     # --- counts
     yield bug("old-entry-not-put", "An L1 entry that replaces another does not give back what the old one held.",
@@ -136,12 +138,12 @@ def _plants() -> Iterator[Plant]:
               Edit("get_table", "self.pg[f] = word\n", "pass\n"), historic="XSA-58")
     yield bug("flags-unchecked-in-validation", "Illegal bits in the entries of a table pass when it is validated as L1.",
               Edit("validate_l1", "((entries & L1_ILLEGAL) != 0) | ", ""), Edit("validate_few", "entry & L1_ILLEGAL or ", ""))
-    yield bug("global-at-l1", "An L1 entry may have the global bit.", Edit("mod_l1_entry", "L1_ILLEGAL", "abi.PAT"))
-    yield bug("pat-at-l1", "An L1 entry may have the PAT bit.", Edit("mod_l1_entry", "L1_ILLEGAL", "abi.G"),
+    yield bug("global-at-l1", "An L1 entry may have the global bit.", Edit("mod_l1_entry", "L1_ILLEGAL", "0x80"))
+    yield bug("pat-at-l1", "An L1 entry may have the PAT bit.", Edit("mod_l1_entry", "L1_ILLEGAL", "0x100"),
               historic="PRE-2007-10b")
     yield bug("pse-in-fast-path", "An L2 entry that keeps its frame may turn into a large page.",
               Edit("mod_l2_entry", "new & L2_ILLEGAL or ", ""), historic="XSA-148")
-    yield bug("global-at-l2", "An L2 entry may have the global bit.", Edit("take_l2e", "L2_ILLEGAL", "abi.PSE"))
+    yield bug("global-at-l2", "An L2 entry may have the global bit.", Edit("take_l2e", "L2_ILLEGAL", "0x80"))
     yield bug("first-xen-slot-open", "A guest may change the first of Xen's slots.",
               Edit("mod_l2_entry", ">= XEN_SLOT", "> XEN_SLOT"))
     yield bug("last-xen-slots-open", "A guest may change Xen's slots above its linear page table.",
@@ -190,7 +192,7 @@ def _plants() -> Iterator[Plant]:
     yield bug("command-range-unchecked", "TLB_FLUSH and INVLPG accept a frame number out of range.",
               Edit("extended", "if f >= self.frames:", "if f >= self.frames and command <= Xen2003.NEW_BASEPTR:"))
     yield bug("ldt-one-too-many", "SET_LDT accepts 8,193 entries.",
-              Edit("set_ldt", "entries > Xen2003.MAX_LDT", "entries > Xen2003.MAX_LDT + 1"))
+              Edit("set_ldt", "entries > Xen2003.MAX_LDT", "entries > Xen2003.MAX_LDT + 1", Descriptors))
 
     # --- guest memory
     yield bug("pointer-range-unchecked", "Arguments of hypercalls are read from Xen's own memory too.",
@@ -222,6 +224,89 @@ def _plants() -> Iterator[Plant]:
               historic="XSA-252")
     yield bug("decrease-undone-by-an-error", "A decrease that ends in an error does not count what it has released.",
               Edit("decrease", "return -EINVAL", "self.pages[self.current] += (at - pages) // 4\n            return -EINVAL"))
+
+    # --- descriptors
+    yield bug("ring-0-descriptor", "A present descriptor may be one of ring 0.",
+              Edit("legal", "not high & DPL", "False", Descriptors),
+              Edit("all_legal", "not (high & DPL).all()", "False", Descriptors))
+    yield bug("call-gate-target-unchecked", "A call gate may lead anywhere, also into Xen.",
+              Edit("legal", "is_guest_code(low >> 16)", "True", Descriptors),
+              Edit("gates_legal", "(own | (selector == Xen2003.RING1_CS))", "(selector == selector)", Descriptors))
+    yield bug("segment-one-byte-too-long", "A segment may reach the first byte of Xen's.",
+              Edit("legal", "< Xen2003.GUEST_END", "<= Xen2003.GUEST_END", Descriptors),
+              Edit("segments_legal", "< Xen2003.GUEST_END", "<= Xen2003.GUEST_END", Descriptors))
+    yield bug("expand-down-segment", "A data segment may expand down and so reach Xen, as in 1.2 (W-24).",
+              Edit("legal", "high & DATA_DIRECTION == EXPANDS_DOWN", "False", Descriptors),
+              Edit("segments_legal", "(high & DATA_DIRECTION != EXPANDS_DOWN)", "True", Descriptors))
+    yield bug("system-descriptors", "Any system descriptor passes for a call gate if the rest is right.",
+              Edit("legal", "high & KIND == CALL_GATE and ", "", Descriptors),
+              Edit("gates_legal", "KIND | NO_PARAMETERS", "CALL_GATE | NO_PARAMETERS", Descriptors))
+    yield bug("last-descriptor-unseen", "The last descriptor of a frame is never looked at.",
+              Edit("all_legal", "(f + 1) << 10", "((f + 1) << 10) - 2", Descriptors))
+    yield bug("gdt-first-frame-only", "Of a list of frames only the first is checked, as in 1.2 (W-25).",
+              Edit("set_gdt", "all(map(self.can_be_gdt, frames))", "self.can_be_gdt(frames[0])", Descriptors))
+    yield bug("gdt-stale-type", "A frame that was a page of a GDT once is not checked again, as in 1.2 (W-25).",
+              Edit("can_be", "if word & TYPED:", "if word & TYPED or word & TYPE == kind:", Descriptors))
+    yield bug("gdt-of-others-frames", "Domain 0 may have a GDT in another domain's frames.",
+              Edit("can_be_gdt", "hypervisor.pg[f] & OWNER == hypervisor.caller",
+                   "hypervisor.usable(hypervisor.caller, hypervisor.pg[f])", Descriptors))
+    yield bug("gdt-without-room", "A GDT may end before the last of Xen's own entries.",
+              Edit("set_gdt", "< Xen2003.RESERVED_END", "< Xen2003.RESERVED_END - 1", Descriptors))
+    yield bug("gdt-xens-entries-twice", "The frame with Xen's own descriptors may also be a later page (W-27).",
+              Edit("keeps_xens_apart", "return ", "return True or ", Descriptors))
+    yield bug("gdt-untyped", "A page of a GDT is held without a typed reference, so that the guest may write it.",
+              Edit("take", "+ BOTH", "+ (BOTH if kind == LDT else BOTH - 1)", Descriptors),
+              Edit("put", "- BOTH", "- (BOTH if hypervisor.pg[f] & TYPE == LDT else BOTH - 1)", Descriptors))
+    yield bug("gdt-old-pages-kept", "The pages of the old GDT stay in use.", Edit("set_gdt", "self.put(f)", "pass", Descriptors))
+    yield bug("gdt-half-filled", "Not all of Xen's own descriptors are put into a new GDT.",
+              Edit("fill", "len(self.xens)] = self.xens", "12] = self.xens[:12]", Descriptors))
+    yield bug("gdt-no-flush", "The TLB is not flushed when another GDT is installed.",
+              Edit("set_gdt", "self.hypervisor.flush_due = True", "pass", Descriptors))
+    yield bug("xens-entry-replaced", "update_descriptor replaces Xen's own descriptors in the GDT.",
+              Edit("update_descriptor", " and not self.is_xens(f, i >> 1 & IN_A_PAGE - 1)", "", Descriptors))
+    yield bug("descriptor-into-a-table", "update_descriptor writes into an L1 table in use.",
+              Edit("update_descriptor", "kind != LDT", "kind not in (LDT, 1 << 44)", Descriptors))
+    yield bug("descriptor-of-others", "Domain 0 may replace descriptors in another domain's frames.",
+              Edit("update_descriptor", "word & OWNER != hypervisor.caller",
+                   "not hypervisor.usable(hypervisor.caller, word)", Descriptors))
+    yield bug("ldt-kept-on-set-ldt", "SET_LDT leaves the pages of the old LDT mapped.",
+              Edit("set_ldt", "self.drop_ldt(kernel.domid)", "pass", Descriptors))
+    yield bug("ldt-kept-on-base-switch", "NEW_BASEPTR leaves the pages of the LDT mapped.",
+              Edit("new_baseptr", "self.descriptors.drop_ldt(self.current)", "pass"))
+    yield bug("ldt-kept-when-unmapped", "A page of the LDT stays in use when the guest gives up its mapping.",
+              Edit("put_page", "self.descriptors.drop_ldt(self.pg[f] >> 48)", "pass"),
+              Edit("devalidate_l1", "self.descriptors.unmapped(frames[~writable])", "pass"))
+    yield bug("ldt-no-flush", "The TLB is not flushed when the LDT's pages are dropped.",
+              Edit("drop_ldt", "self.hypervisor.flush_due = True", "pass", Descriptors))
+    yield bug("ldt-unchecked", "A page of the LDT is mapped whatever it holds.",
+              Edit("map_ldt", "not self.can_be(i >> 10, LDT)",
+                   "(hypervisor.pg[i >> 10] & TYPED and hypervisor.pg[i >> 10] & TYPE != LDT)", Descriptors))
+    yield bug("ldt-still-in-the-window", "Pages of an LDT that was dropped stay mapped for the processor.",
+              Edit("drop_ldt", "self.present.ldt(kernel.ldt)", "pass", Descriptors))
+    yield bug("gdt-limit", "The processor's limit of the GDT is one descriptor too high.",
+              Edit("in_force", "8 * kernel.gdt_entries - 1", "8 * kernel.gdt_entries + 7", Descriptors))
+    yield bug("gdt-of-the-last-domain", "The processor keeps the descriptor tables of the domain that ran before.",
+              Edit("switched", "self.present.show(kernel or Kernel(self.hypervisor.current))", "pass", Descriptors))
+    yield bug("ldt-limit", "The processor's limit of the LDT is one descriptor too high.",
+              Edit("guest_tables", "8 * entries - 1", "8 * entries + 7", Machine))
+    yield bug("ldt-never-mapped", "The guest hears of every page of its LDT that is not mapped yet.",
+              Edit("map_ldt", "self.hypervisor.descriptors.map_ldt(offset // PAGE_SIZE)", "0", Machine))
+
+    # --- where kernels are entered
+    yield bug("trap-selector-unchecked", "A handler may lie under one of Xen's own selectors.",
+              Edit("set_trap_table", "not is_guest_code(first >> 16)", "first >> 16 & 3 != 1", Traps))
+    yield bug("callback-selector-of-32-bits", "Callback selectors are checked as 32 bits and loaded as 16, as in 1.2 (W-31).",
+              Edit("set_both", "not is_guest_code(cs & 0xFFFF)", "not is_guest_code(cs)", Traps))
+    yield bug("stack-of-ring-0", "The kernel's stack segment may have RPL 0.",
+              Edit("stack_switch", "ss & 3 == 0", "False", Traps))
+    yield bug("fast-hypercall", "Vector 0x82, which is Xen's, may be a fast trap.",
+              Edit("set_fast_trap", "vector not in FAST", "vector not in FAST | {0x82}", Traps))
+    yield bug("fast-trap-masks-nothing", "A handler that wants events masked may be entered by a fast trap.",
+              Edit("set_fast_trap", " or kernel.handlers.get(vector, NO_HANDLER).flags & Xen2003.EVENTS_MASKED", "", Traps))
+    yield bug("breakpoint-in-xen", "A breakpoint may lie in Xen.",
+              Edit("set_debugreg", "value > Xen2003.BREAKPOINT_END", "False", Traps))
+    yield bug("debug-registers-guarded", "A guest may have its access to debug registers trap in Xen.",
+              Edit("set_debugreg", "value & DR7_GUARD or ", "", Traps))
 
 
 PLANTS: dict[str, Plant] = {plant.name: plant for plant in _plants()}

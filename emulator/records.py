@@ -8,20 +8,20 @@ from numpy.typing import NDArray
 from emulator import layout as at
 from emulator.errors import HarnessError
 from emulator.stubs import HANDLERS
-from spec.abi import PAGE_SIZE, PF, Xen2003
-from spec.vocabulary import Action, Execute, Hypercall, Load, Outcome, Store
+from spec.abi import PAGE_SIZE, PF
+from spec.vocabulary import SEGMENT_REGISTERS, Action, Execute, Hypercall, Load, LoadSegment, Outcome, Store
 
 RECORD_WORDS: Final = 8
 
 _RING, _SERVICE, _CALL, _LOAD, _STORE, _STORE_ACROSS, _STORE_PAIR, _COPY, _EXECUTE = (HANDLERS[name] for name in (
     "ring", "service", "call", "load", "store", "store_across", "store_pair", "copy", "execute"))
+_SEGMENTS: Final = {register: HANDLERS["segment_" + register] for register in SEGMENT_REGISTERS}
 _TO_KERNEL: Final = (_RING, at.LOOP_KERNEL_CS, at.LOOP_KERNEL_SS, at.KERNEL_DS, 0, 0, 0, 0)
 _TO_USER: Final = (_RING, at.LOOP_USER_CS, at.LOOP_USER_SS, at.USER_DS, 0, 0, 0, 0)
 _FORGET_CODE: Final = (_SERVICE, at.FORGET_CODE, 0, 0, 0, 0, 0, 0)
 _END: Final = (_SERVICE, at.END, 0, 0, 0, 0, 0, 0)
 _ROOM: Final = 5 * RECORD_WORDS                 # an action's records at most, without data, and the end
-_OTHER_WINGS: Final = frozenset(range(Xen2003.LAST_HYPERCALL + 1)) - {
-    Xen2003.MMU_UPDATE, Xen2003.DOM_MEM_OP, Xen2003.MULTICALL, Xen2003.UPDATE_VA_MAPPING}
+_OTHER_WINGS: Final = frozenset({2, 6, 8, 9, 10, 11, 18, 20})      # console, network, scheduling, control, block, ... (W-21)
 _PAD: Final = ((0, 0, 0), (0, 0), (0,), ())     # what is missing to three arguments
 _LAST_OFFSET: Final = PAGE_SIZE - 4             # of a word that does not cross its page's end
 
@@ -64,6 +64,8 @@ class Program:
                 elif isinstance(action, Execute):
                     words += _FORGET_CODE
                     words += (_EXECUTE, action.va, at.USER_CS if action.user else at.KERNEL_CS, 0, 0, 0, 0, 0)
+                elif isinstance(action, LoadSegment):
+                    words += self.load_segment(action)
                 else:
                     raise HarnessError(f"not an action: {action!r}")
             rows.append((len(words) >> 3) - 1)
@@ -99,6 +101,14 @@ class Program:
             self.words += (_CALL, *args[:3], nr, *args[3:], *_PAD[count - 2], 0)
         else:
             raise HarnessError(f"a hypercall has no more than 5 arguments: {args}")
+
+    def load_segment(self, action: LoadSegment) -> tuple[int, ...]:
+        """A load of a segment register, and the selector that it has in the loop."""
+        register, user = action.register, action.user
+        if register not in _SEGMENTS or action.selector >> 16:
+            raise HarnessError(f"not a segment register, or no selector: {action!r}")
+        own = (at.KERNEL_DS, at.USER_DS) if register != "ss" else (at.LOOP_KERNEL_SS, at.LOOP_USER_SS)
+        return _SEGMENTS[register], action.selector, own[user], 0, 0, 0, 0, 0
 
     def stores(self, data: tuple[tuple[int, tuple[int, ...]], ...]) -> None:
         """Stores by the kernel, each telling how far ahead the record lies that takes its fault."""

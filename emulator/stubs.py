@@ -10,21 +10,44 @@ A record is eight words in the segment FS, and EBP points at the present one:
     +28 CR2             (on the way in: how far ahead the record lies that takes this one's fault)
 
 Loop, records and stack lie in the hole behind private selectors, so whatever a program does to the guest's tables cannot lose
-them.  Only the accesses under test go through the guest's flat segments.
+them.  Only the accesses under test go through the guest's flat segments.  The loop has a GDT of its own; the domain's GDT and LDT
+are in force between two doorbells around a MOV to a segment register, and a fault of that comes back through the stubs.
 """
 import struct
 
 from emulator import layout as at
 from emulator.assembler import assemble
+from spec.vocabulary import SEGMENT_REGISTERS
 
 _NEXT = """
     83 c5 20                      | add ebp, 32
     64 ff 65 00                   | jmp fs:[ebp]
 """
 
+# The instruction under test is between two doorbells that put the domain's tables in force and the loop's again.
+_SEGMENT_LOADS = {register: f"8e {0xC0 | n << 3:02x}" for register, n in SEGMENT_REGISTERS.items()}      # from EAX
+
+
+def _segment_load(register: str) -> str:
+    """MOV to a segment register; an FS that was changed gives no access to the record until it is the loop's again."""
+    own = "b8 =LOOP_FS | mov eax, LOOP_FS" if register == "fs" else "64 8b 45 08 | mov eax, fs:[ebp+8]"
+    return f"""
+segment_{register}:
+    64 8b 45 04                   | mov eax, fs:[ebp+4]
+    2e 0f ae 3d =GUEST_TABLES     | clflush cs:[GUEST_TABLES]
+    {_SEGMENT_LOADS[register]}    | mov {register}, eax
+    2e 0f ae 3d =LOOP_TABLES      | clflush cs:[LOOP_TABLES]
+    {own}
+    {_SEGMENT_LOADS[register]}    | mov {register}, eax
+    {_NEXT}
+"""
+
+
 LOOP, HANDLERS = assemble(f"""
 next:
-    {_NEXT}
+    83 c5 20                      | add ebp, 32
+again:
+    64 ff 65 00                   | jmp fs:[ebp]
 service:
     64 8b 45 04                   | mov eax, fs:[ebp+4]
     cd 83                         | int SERVICE_VECTOR
@@ -102,12 +125,14 @@ execute:
 returned:
     64 8b 2d =SAVED_EBP           | mov ebp, fs:[SAVED_EBP]
     {_NEXT}
+{"".join(map(_segment_load, _SEGMENT_LOADS))}
 """, {
+    "GUEST_TABLES": at.GUEST_TABLES, "LOOP_TABLES": at.LOOP_TABLES, "LOOP_FS": at.LOOP_FS,
     "SAVED_EBP": at.SAVED_EBP, "FAR_OFFSET": at.FAR_POINTER, "FAR_SELECTOR": at.FAR_POINTER + 4, "STEPS": at.STEPS,
 })
 
 _WITH_ERROR_CODE = (8, 10, 11, 12, 13, 14, 17)
-_PLAIN_EXCEPTIONS = [v for v in range(32) if v != 1]
+_PLAIN_EXCEPTIONS = [v for v in range(32) if v not in (1, 14)]
 
 
 def _exception(vector: int) -> str:
@@ -119,9 +144,9 @@ def _from_loop(name: str, vector: int) -> str:
     """A gate that only the loop may use: for the guest's own code it is not there."""
     return f"""
 {name}:
-    83 7c 24 04 41                | cmp [esp+4], LOOP_KERNEL_CS
+    81 7c 24 04 =LOOP_KERNEL_CS   | cmp [esp+4], LOOP_KERNEL_CS
     74 >{name}_ok                 | je
-    83 7c 24 04 4b                | cmp [esp+4], LOOP_USER_CS
+    81 7c 24 04 =LOOP_USER_CS     | cmp [esp+4], LOOP_USER_CS
     74 >{name}_ok                 | je
     68 {struct.pack("<I", vector * 8 + 2).hex(" ")} | push error code of #GP
     6a 0d                         | push 13
@@ -153,6 +178,9 @@ fault:
 restore:
     36 8b 2d =SAVED_EBP           | mov ebp, ss:[SAVED_EBP]   the guest's own code may have changed it
 note:
+    2e 0f 01 15 =GDT_POINTER      | lgdt cs:[GDT_POINTER]     the guest's own may have been in force
+    31 c0                         | xor eax, eax
+    0f 00 d0                      | lldt ax
     8b 85 =RECORD_CR2             | mov eax, [ebp+28]
     01 c5                         | add ebp, eax
     58                            | pop eax
@@ -190,6 +218,24 @@ step:
     36 83 3d =STEPS 01            | cmp ss:[STEPS], 1         the first trap is that of the far call itself
     75 >stray                     | jne stray
     cf                            | iretd
+exception_14:
+    50                            | push eax
+    0f 20 d0                      | mov eax, cr2
+    2d =LDT_WINDOW                | sub eax, LDT_WINDOW
+    3d =LDT_SIZE                  | cmp eax, LDT_SIZE
+    58                            | pop eax
+    72 >ldt                       | jb ldt
+page_fault:
+    6a 0e                         | push 14
+    e9 >>fault                    | jmp fault
+ldt:
+    2e 0f ae 3d =BELL_LDT         | clflush cs:[BELL_LDT]
+    36 83 3d =LDT_MAPPED 00       | cmp ss:[LDT_MAPPED], 0
+    74 >page_fault                | je page_fault
+    2e 0f 01 15 =GDT_POINTER      | lgdt cs:[GDT_POINTER]
+    83 c4 04                      | add esp, 4                the error code
+    c7 04 24 =AGAIN               | mov [esp], AGAIN
+    cf                            | iretd
 stray:
     6a 00                         | push 0
     6a 01                         | push 1
@@ -200,7 +246,9 @@ stray:
     "KERNEL_CS": at.KERNEL_CS, "USER_CS": at.USER_CS, "LOOP_KERNEL_CS": at.LOOP_KERNEL_CS, "LOOP_USER_CS": at.LOOP_USER_CS,
     "SAVED_EBP": at.SCRATCH_BASE + at.SAVED_EBP, "STEPS": at.SCRATCH_BASE + at.STEPS, "LOOP_STACK": at.LOOP_STACK,
     "RECORD_VECTOR": at.SCRATCH_BASE + 20, "RECORD_ERROR": at.SCRATCH_BASE + 24, "RECORD_CR2": at.SCRATCH_BASE + 28,
-    "NEXT": HANDLERS["next"], "RETURNED": HANDLERS["returned"],
+    "NEXT": HANDLERS["next"], "AGAIN": HANDLERS["again"], "RETURNED": HANDLERS["returned"],
+    "GDT_POINTER": at.GDT_POINTER, "BELL_LDT": at.BELL_LDT, "LDT_MAPPED": at.LDT_MAPPED,
+    "LDT_WINDOW": at.LDT_WINDOW, "LDT_SIZE": at.WINDOW_PAGES << 12,
 })
 
 GATES = {v: (STUBS[f"exception_{v}"], 0) for v in range(32)} | {

@@ -7,9 +7,10 @@ import numpy as np
 from emulator import layout
 from emulator.boot import boot
 from emulator.errors import HarnessError
-from emulator.hypervisor import TYPE, TYPED, Hypervisor
+from emulator.hypervisor import Hypervisor
 from emulator.machine import CAPACITY, Machine
 from emulator.records import Program, outcomes
+from emulator.words import TYPE, TYPED
 from spec.abi import PAGE_SIZE
 from spec.vocabulary import Action, Observation, Outcome, Setup
 

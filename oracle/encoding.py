@@ -16,11 +16,13 @@ from spec.abi import PAGE_SIZE
 from spec.profile import PROFILES, Profile
 from spec.vocabulary import (
     FREE_FRAME,
+    SEGMENT_REGISTERS,
     Action,
     DomainSetup,
     Execute,
     Hypercall,
     Load,
+    LoadSegment,
     Observation,
     Outcome,
     Setup,
@@ -97,15 +99,20 @@ def setup_from_json(profile: str, doc: Any) -> Setup:
         raise ProgramError("profile", f"unknown profile {short(profile)} (known: {', '.join(PROFILES)})")
     try:
         with Explained("setup", doc):
-            _only(doc, "frames", "xen_frames", "xen_slots", "domains", "machine")
+            _only(doc, "frames", "xen_frames", "xen_slots", "xen_descriptors", "domains", "machine")
             domains = tuple([_domain(d, f"domains[{n}]") for n, d in enumerate(_list(doc["domains"], "domains"))])
-            slots = tuple([_number(w, f"xen_slots[{n}]") for n, w in enumerate(_list(doc.get("xen_slots", []), "xen_slots"))])
+            slots, descriptors = _words_of(doc, "xen_slots"), _words_of(doc, "xen_descriptors")
             setup = Setup(profile, _number(doc["frames"], "frames"), _number(doc["xen_frames"], "xen_frames"), domains, slots,
-                          _text(doc.get("machine", ""), "machine"))
+                          _text(doc.get("machine", ""), "machine"), descriptors)
             check_setup(setup)
     except ProgramError as e:
         raise e.under("setup") from None
     return setup
+
+
+def _words_of(doc: Any, field: str) -> tuple[int, ...]:
+    """Words of Xen's, if the setup says any."""
+    return tuple([_number(w, f"{field}[{n}]") for n, w in enumerate(_list(doc.get(field, []), field))])
 
 
 def _domain(doc: Any, field: str) -> DomainSetup:
@@ -117,8 +124,9 @@ def _domain(doc: Any, field: str) -> DomainSetup:
 def check_setup(setup: Setup) -> None:
     """ProgramError unless there can be such a machine."""
     p = PROFILES[setup.profile]
-    for n, word in enumerate(setup.xen_slots):
-        _integer(word, f"xen_slots[{n}]", p.all_ones)
+    for field, words in (("xen_slots", setup.xen_slots), ("xen_descriptors", setup.xen_descriptors)):
+        for n, word in enumerate(words):
+            _integer(word, f"{field}[{n}]", p.all_ones)
     try:
         bootable(setup)
     except SetupError as e:
@@ -136,7 +144,8 @@ class Reader:
         self.domains = {d.domid for d in setup.domains}
         self.ones, self.word = p.all_ones, p.word_bytes
         self.actions: dict[str, Callable[[dict[str, Any]], Action]] = {
-            "hypercall": self._hypercall, "load": self._load, "store": self._store, "execute": self._execute}
+            "hypercall": self._hypercall, "load": self._load, "store": self._store, "execute": self._execute,
+            "load_segment": self._load_segment}
 
     def action(self, doc: Any) -> Action:
         """One action; an `outcome` beside it is left to the caller."""
@@ -191,6 +200,16 @@ class Reader:
     def _execute(self, doc: dict[str, Any]) -> Execute:
         _only(doc, "dom", "do", "va", "user", "outcome")
         return Execute(self._dom(doc), self._va(doc), _boolean(doc.get("user", False), "user"))
+
+    def _load_segment(self, doc: dict[str, Any]) -> LoadSegment:
+        _only(doc, "dom", "do", "register", "selector", "user", "outcome")
+        if not self.profile.guest_end:
+            raise ProgramError("do", f"{self.profile.name} has no segments to load")
+        register = _text(doc["register"], "register")
+        if register not in SEGMENT_REGISTERS:
+            raise ProgramError("register", f"{short(register)} is none of {', '.join(SEGMENT_REGISTERS)}")
+        return LoadSegment(self._dom(doc), register, _number(doc["selector"], "selector", 0xFFFF),
+                           _boolean(doc.get("user", False), "user"))
 
     def outcome(self, doc: Any) -> Outcome:
         """How an action ended."""
@@ -282,17 +301,25 @@ def _word(n: int) -> int | str:
 def setup_to_json(setup: Setup) -> dict[str, Any]:
     """The `setup` of a header."""
     domains = [{"domid": d.domid, "first": d.first, "pages": d.pages} for d in setup.domains]
-    slots = {"xen_slots": [hex(w) for w in setup.xen_slots]} if setup.xen_slots else {}
+    xens = {field: [hex(w) for w in words] for field, words in (
+        ("xen_slots", setup.xen_slots), ("xen_descriptors", setup.xen_descriptors)) if words}
     machine = {"machine": setup.machine} if setup.machine else {}
-    return {"frames": setup.frames, "xen_frames": setup.xen_frames, "domains": domains} | slots | machine
+    return {"frames": setup.frames, "xen_frames": setup.xen_frames, "domains": domains} | xens | machine
+
+
+KINDS: Final[dict[type[Action], str]] = {
+    Hypercall: "hypercall", Load: "load", Store: "store", Execute: "execute", LoadSegment: "load_segment"}
 
 
 def action_to_json(action: Action) -> dict[str, Any]:
     """One action, as a line has it."""
-    doc: dict[str, Any] = {"dom": action.dom, "do": type(action).__name__.lower()}
+    doc: dict[str, Any] = {"dom": action.dom, "do": KINDS[type(action)]}
     if isinstance(action, Hypercall):
         doc |= {"nr": action.nr, "args": [_word(a) for a in action.args]}
         return doc | ({"data": [[hex(va), [_word(w) for w in words]] for va, words in action.data]} if action.data else {})
+    if isinstance(action, LoadSegment):
+        doc |= {"register": action.register, "selector": hex(action.selector)}
+        return doc | ({"user": True} if action.user else {})
     doc["va"] = hex(action.va)
     if isinstance(action, Store):
         doc["value"] = _word(action.value)

@@ -102,7 +102,7 @@ class Generator:
     """Makes programs for one machine, and drives the machine along."""
 
     def __init__(self, machine: Machine, ground: Ground | None = None) -> None:
-        from oracle import moves_417, moves_2003  # noqa: F401  (they enter their moves, for which they need this module)
+        from oracle import moves_417, moves_2003, moves_2003_descriptors  # noqa: F401  (they enter their moves, for which they need this module)
         self.machine, self.ground = machine, ground
         self.setup: Final = machine.setup
         self.profile: Final = PROFILES[self.setup.profile]

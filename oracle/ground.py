@@ -14,7 +14,7 @@ from refmodel.xen417_mmuext import CONTENTS
 from spec.abi import DOMID_IO, NX, RW, US, P, Xen417
 from spec.frames import mfn_of
 from spec.kernel import DomId, Vpn
-from spec.vocabulary import Action, Execute, Hypercall, Load, Outcome
+from spec.vocabulary import Action, Execute, Hypercall, Load, LoadSegment, Outcome
 from spec.x86.tlb import tag_of
 
 EXECUTOR_WINDOW: Final = "executor-window"
@@ -82,7 +82,7 @@ class Ground:
         """Why this action is not performed at all: an application's access needs the pages in user mode's tables, for one."""
         if isinstance(action, Hypercall):
             return DEVICE_FRAMES if self.names_devices(action) else ""
-        if EDGE - 8 < action.va < EDGE and not isinstance(action, Execute):
+        if not isinstance(action, Execute | LoadSegment) and EDGE - 8 < action.va < EDGE:
             return CANONICAL_EDGE
         if not action.user:
             return ""

@@ -14,7 +14,7 @@ from oracle import coverage
 from refmodel import Difference, Machine, Mark, ModelError
 from refmodel.choices import Cached
 from spec.kernel import CONJUNCT_RULE, RULES
-from spec.vocabulary import Action, Execute, Hypercall, Load, Observation, Outcome, Store
+from spec.vocabulary import Action, Execute, Hypercall, Load, LoadSegment, Observation, Outcome, Store
 
 ATTEMPTS: Final = 256                           # runs of the model in search of an explanation
 NO_OUTCOME: Final = Outcome(vector=255)         # that of no machine
@@ -241,6 +241,8 @@ def action_kind(action: Action) -> str:
             return "store"
         case Execute():
             return "execute"
+        case LoadSegment(register=register):
+            return f"load of {register}"
 
 
 def describe(action: Action) -> str:
@@ -250,6 +252,8 @@ def describe(action: Action) -> str:
             return f"dom {dom} {action_kind(action)}({', '.join(f'{a:#x}' for a in args)})"
         case Load(dom=dom, va=va, user=user) | Store(dom=dom, va=va, user=user) | Execute(dom=dom, va=va, user=user):
             return f"dom {dom} {'user ' * user}{action_kind(action)} at {va:#x}"
+        case LoadSegment(dom=dom, selector=selector, user=user):
+            return f"dom {dom} {'user ' * user}{action_kind(action)} with {selector:#x}"
 
 
 def show(action: Action, outcome: Outcome) -> str:

@@ -437,6 +437,11 @@ def batch_that_changes_itself(g: Generator) -> Sequence[Action]:
     return (Hypercall(d.dom, MMU_UPDATE, (va, 2), ((va, (*remap, *later)),)), update_with(g, va, frame << 12 | 0x63, 3))
 
 
+def request_at(g: Generator, va: int, value: int) -> Hypercall:
+    """One NORMAL request by itself."""
+    return g.list_call(MMU_UPDATE, (va & ~3, value), 1)
+
+
 # --- the life of page tables -------------------------------------------------------------------------------------------------
 
 def table_contents(g: Generator, page: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
@@ -691,8 +696,12 @@ def call_words(g: Generator) -> tuple[int, ...]:
     r = g.random()
     if r < 0.6:
         return (UVM, target_va(g) >> 12, good_entry(g) if r < 0.5 else odd_entry(g), g.bits(2), 0, 0, 0, 0)
-    if r < 0.7:
+    if r < 0.68:
         return (g.pick((0xCB, 21, 0xFF, 0x100 | UVM)), window_page(g), 0, 0, 0, 0, g.bits(32), 0)
+    if r < 0.7:
+        return g.pick(((Xen2003.SET_CALLBACKS, Xen2003.RING1_CS, g.bits(32), 0x39, g.bits(32), 0, 0, 0),
+                       (Xen2003.UPDATE_DESCRIPTOR, data_frame(g) << 12 | g.below(512) << 3, 0, 0, 0, 0, 0, 0),
+                       (Xen2003.SET_DEBUGREG, g.below(8), g.bits(31), 0, 0, 0, 0, 0)))
     return (MULTICALL if r < 0.75 else MMU_UPDATE, 0, 0, 0, 0, 0, 0, 0)
 
 

@@ -92,11 +92,14 @@ def python_setup(setup: Setup) -> str:
     domains = ", ".join(f"DomainSetup({d.domid}, {d.first}, {d.pages})" for d in setup.domains)
     slots = _python(setup.xen_slots)
     machine = f", machine={setup.machine!r}" if setup.machine else ""
-    return f"Setup({setup.profile!r}, {setup.frames}, {setup.xen_frames}, ({domains},),\n              {slots}{machine})"
+    own = f", xen_descriptors={_python(setup.xen_descriptors)}" if setup.xen_descriptors else ""
+    return f"Setup({setup.profile!r}, {setup.frames}, {setup.xen_frames}, ({domains},),\n              {slots}{machine}{own})"
 
 
 def _python(value: Any) -> str:
-    """A literal: tuples of tuples of numbers, small ones decimal."""
+    """A literal: tuples of tuples of numbers, small ones decimal; a name."""
+    if isinstance(value, str):
+        return repr(value)
     if isinstance(value, tuple):
         return f"({', '.join(map(_python, value))}{',' * (len(value) == 1)})"
     return str(value) if isinstance(value, bool) or value < 1024 else hex(value)

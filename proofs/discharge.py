@@ -198,10 +198,9 @@ class Task:
         args, given = self.args, self.given
         answers, runs = list[Any](), self.fidelity(rule)
         for n, path in enumerate(self.search.paths(rule.function, args_of(rule.keys, args), given, pure=False)):
-            if runs:
-                runs.path(path, f"on path {n}")
+            shown = runs is not None and runs.path(path, f"on path {n}")
             if path.outcome == "ok":
-                answers.append(self.can_happen(path, given))
+                answers.append(z3.sat if shown else self.can_happen(path, given))
                 if answers[-1] != z3.unsat:
                     self.path(path, given, args, f"on path {n}")
         for account in self.accounts.values():

@@ -19,10 +19,12 @@ FLOWS: Final = tuple(r for r in RULES.values() if r.kind == "flow")
 NEVER: Final = {("xen-2003", "BASE-2"): "there is no user root", ("xen-2003", "BASE-3"): "there is no user root",
                 ("xen-4.17", "GDT-1"): "Xen's own descriptors lie in pages of their own",
                 **{("xen-4.17", rule): "segments protect nothing on x86-64" for rule in (
-                    "SEG-1", "SEG-2", "SEG-3", "SEG-4", "SEG-5", "SEG-6", "SEG-7", "SEG-8", "SEG-9", "TRAP-1", "TRAP-2", "STACK-1")}}
+                    "SEG-1", "SEG-2", "SEG-3", "SEG-4", "SEG-5", "SEG-6", "SEG-7", "SEG-8", "SEG-9",
+                    "TRAP-1", "TRAP-2", "DEBUG-1", "STACK-1")}}
 # What the initial state need not show, since the setup is trusted with it.
 TRUSTED: Final = dict.fromkeys(("XEN-1", "XEN-2", "XEN-3"), "the words that Xen keeps in its slots are the setup's")
-DEAREST: Final = ("TLB-1", "WRITE-1", "TLB-3", "VALID-3", "PTV-1", "ISO-1", "ISO-2", "TYPE-2", "DRAIN-1", "STORE-1", "WRITE-2")
+DEAREST: Final = ("SEG-4", "SEG-6", "SEG-3", "SEG-7", "SEG-5", "SEG-8",
+                  "TLB-1", "WRITE-1", "TLB-3", "VALID-3", "PTV-1", "ISO-1", "ISO-2", "TYPE-2", "DRAIN-1", "STORE-1", "WRITE-2")
 
 
 @dataclass(frozen=True, slots=True)

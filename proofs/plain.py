@@ -90,13 +90,16 @@ class Fidelity:
     found: Callable[[str, str], None]
     ran: int = 0                            # paths
     refused: int = 0                        # refusals
+    witnessed: int = 0                      # paths and refusals with a witness
     certain: int = 0                        # conjuncts that can't fail where they are asked: the invariants imply them
     _asked: set[tuple[Value, ...]] = field(default_factory=set)
 
-    def path(self, path: Path, where: str) -> None:
-        """One path, and the refusals on its way."""
+    def path(self, path: Path, where: str) -> bool:
+        """One path, and the refusals on its way.  True if a witness shows that the path can be gone."""
+        before = self.witnessed
         if self.agrees(path, path, where):
             self.ran += 1
+        can_be_gone = self.witnessed > before
         for conjunct, n in path.held:
             end = Path(path.state, "refused", conjunct, conditions=[*path.conditions[:n], (path.conditions[n][0], False)])
             asked = tuple(conditions(end))
@@ -106,6 +109,7 @@ class Fidelity:
                     self.refused += 1
                 else:
                     self.certain += 1
+        return can_be_gone
 
     def agrees(self, path: Path, end: Path, where: str) -> bool:
         """A witness is found, and its run is as predicted; or something is said.  False if it is not possible."""
@@ -116,6 +120,7 @@ class Fidelity:
             if not none.impossible:
                 self.found(REFUTED if none.unfaithful else UNKNOWN, f"{where}: {none}")
             return not none.impossible
+        self.witnessed += 1
         predicted = end if end.outcome == "ok" else Path(type(end.state)(end.state.profile), end.outcome, end.rule, end.value)
         ran = run(self.rule, witness.state(), witness.model.key(self.witnesses.args))
         for difference in differences(predicted, witness.model, ran):

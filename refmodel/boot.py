@@ -9,10 +9,12 @@ from refmodel.state import ConcreteState, as_state
 from refmodel.xen417 import Machine417
 from refmodel.xen2003 import Machine2003
 from spec.abi import DOMID_XEN, GUEST_KERNEL, L1, RW, US, A, D, P, Xen417, Xen2003
+from spec.descriptors import set_gdt_entries
 from spec.kernel import CPU, DomId, FrameType, Index, Mfn, State
 from spec.profile import PROFILES, Profile
 from spec.registers import load_base, set_m2p, set_pinned
 from spec.reservation import assign, xen_keeps
+from spec.rings import DS, ES, FS, GS, enter, reload, set_trap
 from spec.tables import write_data
 from spec.vocabulary import RETF, DomainSetup, Setup
 
@@ -37,8 +39,12 @@ def boot(setup: Setup) -> Machine:
     for f in range(setup.xen_frames):
         s.owner[Mfn(f)] = DomId(DOMID_XEN)
     publish(s, setup)
+    for n, word in enumerate(setup.xen_descriptors or own_descriptors(profile)):
+        s.xen_descriptor[Index(2 * Xen2003.RESERVED + n)] = word
     for d in setup.domains:
         build(s, d)
+        if profile.guest_end:
+            start_in_ring_1(s, DomId(d.domid))
     state.seal()
     return (Machine2003 if profile.guest_end else Machine417)(setup, state)
 
@@ -50,6 +56,8 @@ def check_setup(setup: Setup) -> None:
     profile = PROFILES[setup.profile]
     if setup.xen_slots and len(setup.xen_slots) != profile.xen_last + 1 - profile.xen_first:
         raise SetupError("xen_slots", f"{len(setup.xen_slots)} words, not {profile.xen_last + 1 - profile.xen_first}")
+    if setup.xen_descriptors and len(setup.xen_descriptors) != profile.reserved_words:
+        raise SetupError("xen_descriptors", f"{len(setup.xen_descriptors)} words, not {profile.reserved_words}")
     end, seen = setup.xen_frames, set[int]()
     if not any(d.domid == 0 for d in setup.domains):
         raise SetupError("domains", "there is no domain 0")
@@ -106,6 +114,12 @@ def publish(s: State, setup: Setup) -> None:
         s.word[Mfn(leaf), Index(n % p.entries)] = leaf << 12 | rights
 
 
+def own_descriptors(p: Profile) -> tuple[int, ...]:
+    """The words of Xen's own descriptors in every GDT, if the setup has none."""
+    places = range(Xen2003.RESERVED, Xen2003.RESERVED + p.reserved_words // 2)
+    return tuple(q >> shift & 0xFFFFFFFF for q in (Xen2003.DESCRIPTORS.get(n, 0) for n in places) for shift in (0, 32))
+
+
 # --- a domain ----------------------------------------------------------------------------------------------------------------
 
 def room(p: Profile) -> int:
@@ -158,3 +172,13 @@ def fill_tables(s: State, d: DomainSetup) -> Mfn:
             write_data(s, domid, at, Index(first + n), f << 12 | P | RW | US | A | D)
         below, at = [at], Mfn(at + 1)
     return below[0]
+
+
+def start_in_ring_1(s: State, d: DomId) -> None:
+    """A kernel starts in ring 1 with Xen's default GDT, on the flat segments that Xen gives, as do its handlers (W-32, W-40)."""
+    set_gdt_entries(s, d, Index(Xen2003.RESERVED_END))
+    enter(s, d, Xen2003.RING1_CS, Xen2003.RING1_DS)
+    for r in (DS, ES, FS, GS):
+        reload(s, d, Index(r), Xen2003.RING1_DS)
+    for v in range(Xen2003.VECTORS):
+        set_trap(s, d, Index(v), Xen2003.RING1_CS, 0, 0)

@@ -15,7 +15,7 @@ from refmodel.audit import Violation, audit
 from refmodel.machine import Machine
 from refmodel.state import ConcreteState
 from refmodel.xen417 import Machine417
-from spec.abi import DOMID_IO, DOMID_XEN, L1, L4, NONE, PAT, PCD, PWT, RW, P
+from spec.abi import DOMID_IO, DOMID_XEN, L1, L4, NONE, PAT, PCD, PWT, RW, SEG_DESC, P
 from spec.kernel import CPU
 from spec.profile import PROFILES, Profile
 from spec.vocabulary import FrameView, Image, Setup
@@ -152,7 +152,7 @@ def add_frame(out: Imported, v: FrameView) -> None:
         elif v.count:
             out.unmodelled.append(Unmodelled(f, "frame that Xen shows to domain 0"))
         return
-    is_table = L1 <= v.type <= p.root
+    checked = L1 <= v.type <= p.root or SEG_DESC <= v.type <= p.last_descriptors
     typed = v.type_count
     if v.xen_heap and v.type == NONE and typed:
         out.unmodelled.append(Unmodelled(f, "read-only memory of Xen's", value=typed))
@@ -164,9 +164,9 @@ def add_frame(out: Imported, v: FrameView) -> None:
     m["ref_count"][f] = v.count + (v.xen_heap and v.type != NONE)
     if v.allocated:
         m["alloc"][f] = True
-    if is_table and typed:
+    if checked and typed:
         m["upto"][f] = v.upto if v.partial else p.entries       # also without the mark: that is then the one thing that is wrong
-    if is_table and v.validated:
+    if checked and v.validated:
         m["validated"][f] = True
     if v.pinned:
         m["pinned"][f] = True

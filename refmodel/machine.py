@@ -10,7 +10,7 @@ from refmodel.references import Error, give_up
 from refmodel.state import ConcreteState, as_state
 from spec.abi import NOBODY, A
 from spec.kernel import CPU, DomId, Mfn, Refused, Vpn
-from spec.vocabulary import RETF, Action, Execute, Hypercall, Load, Observation, Outcome, Setup, Store
+from spec.vocabulary import RETF, Action, Execute, Hypercall, Load, LoadSegment, Observation, Outcome, Setup, Store
 from spec.x86.paging import Fault, require_segment, root_of, walk
 from spec.x86.tlb import flush, is_live, tag_of
 
@@ -97,6 +97,8 @@ class Machine:
                 value = self.call(DomId(d), action)
                 return Outcome(value, chose=tuple(self.chose)) if self.chose else Outcome(value)
             self.enter_mode(DomId(d), action.user)
+            if isinstance(action, LoadSegment):
+                return self.load_segment(action)
             if isinstance(action, Load):
                 told = hint.value if hint is not None and hint.vector < 0 else None
                 value = load(self.s, self.choices, self, DomId(d), action.va, action.user, told)
@@ -174,6 +176,10 @@ class Machine:
         """One hypercall by the kernel of d."""
         raise NotImplementedError
 
+    def load_segment(self, action: LoadSegment) -> Outcome:
+        """A guest loads a segment register: only where segments protect."""
+        raise ModelError(f"{self.profile.name} has no segments to load")
+
     def marked(self, d: int, action: Load, value: int, told: int) -> int:
         """What a load reads: what another machine read if that is an entry of a table which has its accessed bit earlier."""
         f = self.walk(d, action.va, action.user) if told == value | A and action.va % self.profile.word_bytes == 0 else None
@@ -216,6 +222,15 @@ class Machine:
                 flush(self.s, DomId(self.current or 0))     # it happened on the way, and stays (W-14)
             self.note(refusal)
             raise
+
+    def granted(self, errno: int, step: Callable[..., Any], *args: Any) -> None:
+        """A step whose refusal is the hypercall's error."""
+        try:
+            self.attempt(step, *args)
+        except Refused as refused:
+            error = Error(errno, refused.rule)
+            error.noted = True
+            raise error from None
 
     def note(self, refusal: Refused | Error) -> None:
         """Remember once which conjunct refused."""

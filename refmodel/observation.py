@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from refmodel.choices import Choices
 from refmodel.state import ConcreteState
-from spec.abi import DOMID_XEN, NOBODY, TYPE_NAMES, A
+from spec.abi import DOMID_XEN, NOBODY, TYPE_NAMES, TYPE_NAMES_2003, A
 from spec.vocabulary import FREE_FRAME, Observation, pack_frame, unpack_frame
 
 VISIBLE = {"owner": "frame", "type": "frame", "type_count": "frame", "ref_count": "frame", "alloc": "frame", "pinned": "frame",
@@ -140,11 +140,12 @@ class Mirror:
 
     def frame_difference(self, f: int, mine: int, seen: int) -> Difference:
         """Which part of a frame's word differs."""
+        kinds = TYPE_NAMES_2003 if self.state.profile.guest_end else TYPE_NAMES
         names, rules = ("owner", "type", "typed references", "references", "pinned"), (
             "POOL-3", "TYPE-1", "COUNT-1", "COUNT-2", "PIN-1")
         for name, rule, a, b in zip(names, rules, unpack_frame(mine), unpack_frame(seen), strict=True):
             if a != b:
-                where = f"frame {f}" + (f" ({TYPE_NAMES[a]} / {TYPE_NAMES[b]})" if name == "type" else "")
+                where = f"frame {f}" + (f" ({kinds[a]} / {kinds[b]})" if name == "type" else "")
                 return Difference(name, where, int(a), int(b), rule)
         return Difference("frame", f"frame {f}", mine, seen, "FRAME-1")
 

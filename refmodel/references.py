@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import cast
 
 from refmodel.state import ConcreteState
-from spec.abi import GUEST_KERNEL, L1, NOBODY, RW, US, WRITABLE, A, G, P
-from spec.frames import drop_ref, drop_type, is_idle, may_use, mfn_of, take_ref, take_type
+from spec.abi import GUEST_KERNEL, L1, LDT_PAGES, NOBODY, RW, US, WRITABLE, A, G, P
+from spec.descriptors import forget_descriptors, unmap_ldt, validate_descriptor
+from spec.frames import drop_ref, drop_type, is_descriptors, is_idle, may_use, mfn_of, take_ref, take_type
 from spec.kernel import CPU, DomId, FrameType, Index, Mfn, Refused, State
 from spec.reservation import free_frame
 from spec.tables import (
@@ -57,6 +58,9 @@ def get_type(s: State, d: DomId, f: Mfn, t: FrameType) -> None:
     """Take a typed reference to d's frame; the first one to a table validates it."""
     if s.type_count[f] == 0 and s.owner[f] == d:
         settle(s, d, f, t)
+        if is_descriptors(s, t):
+            validate_descriptors(s, d, f, t)
+            return
         if t != WRITABLE:
             validate(s, d, f, t, get_entry)
             return
@@ -78,6 +82,14 @@ def validate(s: State, d: DomId, f: Mfn, t: FrameType, get: Callable[[State, Mfn
             skip_absent(s, d, f, end)
         else:
             validate_entry(s, d, f)         # a slot of Xen's
+    finish(s, d, f)
+
+
+def validate_descriptors(s: State, d: DomId, f: Mfn, t: FrameType) -> None:
+    """Check every descriptor of an idle frame that becomes a table of them."""
+    begin_type(s, d, f, t)
+    for _ in range(0, s.profile.entries, s.profile.descriptor_words):
+        validate_descriptor(s, d, f)
     finish(s, d, f)
 
 
@@ -119,7 +131,10 @@ def put_type(s: State, f: Mfn) -> None:
 
 
 def drain(s: State, d: DomId, f: Mfn) -> None:
-    """Empty a table from its last checked entry downwards."""
+    """Empty a table from its last checked entry downwards; one of descriptors is empty at once."""
+    if is_descriptors(s, s.type[f]):
+        forget_descriptors(s, d, f)
+        return
     for i in reversed(cast(ConcreteState, s).present(f)):
         if i >= s.upto[f]:
             continue                        # never checked
@@ -136,6 +151,22 @@ def reap(s: State, f: Mfn) -> None:
     """A frame that its owner gave up goes back to the pool with its last reference."""
     if s.ref_count[f] == 0 and s.upto[f] == 0 and s.owner[f] != NOBODY:
         free_frame(s, s.owner[f], f)
+
+
+def has_ldt(s: State, d: DomId) -> bool:
+    """A page of the LDT is mapped."""
+    return s.ldt_entries[d] > 0 and any(s.has_ldt[d, Index(n)] for n in range(LDT_PAGES))
+
+
+def drop_ldt(s: State, d: DomId) -> None:
+    """Unmap every page of the LDT, and flush, so that none of it is used any more (W-35)."""
+    if not has_ldt(s, d):
+        return
+    for n in map(Index, range(LDT_PAGES)):
+        if s.has_ldt[d, n]:
+            unmap_ldt(s, d, n)
+            put_type(s, s.ldt[d, n])
+    flush(s, d)
 
 
 def give_up(s: State, mark: int) -> None:
@@ -179,6 +210,8 @@ def put_entry(s: State, g: Mfn, t: FrameType, e: int, i: Index) -> None:
         return
     f = mfn_of(s, e)
     if t == L1 and e & RW == 0:
+        if s.type[f] == p.last_descriptors and s.type_count[f] > 0:
+            drop_ldt(s, s.owner[f])
         drop_ref(s, s.owner[f], f)
         reap(s, f)
     elif t == L1 or f != g:

@@ -1,31 +1,31 @@
-"""The hypercalls of Xen 1.2 on the model: each in the ABI's order of checks (xen-2003.md §2.1, §4, §11; spec/RULINGS.md)."""
+"""The hypercalls of Xen 1.2 on the model: each in the ABI's order of checks (xen-2003.md §2.1, §4, §11; spec/RULINGS.md).
+
+Those about descriptors and traps are in modules of their own.
+"""
 from typing import ClassVar
 
 from refmodel.guest import ModelError, demand
-from refmodel.machine import Machine
-from refmodel.references import Error, actor, get_type, put_type, reap, replace_entry, settle
-from spec.abi import EFAULT, EINVAL, ENOMEM, ENOSYS, L1, L2, RW, WRITABLE, P, Xen2003
+from refmodel.references import Error, actor, drop_ldt, get_type, put_type, reap, replace_entry
+from refmodel.xen2003_segments import SegmentLoads
+from spec.abi import EFAULT, EINVAL, ENOMEM, ENOSYS, L2, P, Xen2003
 from spec.frames import is_table, may_use, mfn_of
 from spec.kernel import CPU, DomId, FrameType, Index, Mfn, Refused, Vpn, check
-from spec.registers import clear_pinned, load_base, set_ldt, set_m2p, set_pinned
+from spec.registers import clear_pinned, load_base, set_m2p, set_pinned
 from spec.reservation import assign, drop_alloc, scrub
-from spec.tables import write_data
 from spec.x86.tlb import flush, tag_of, tlb_drop
 
 X = Xen2003
-TWritable, TL1, TL2 = FrameType(WRITABLE), FrameType(L1), FrameType(L2)
-WORD = 0xFFFFFFFF
+TL2 = FrameType(L2)
 
 
-class Machine2003(Machine):
+class Machine2003(SegmentLoads):
     """The paper's Xen."""
-    window: ClassVar[int] = X.HOLE
     COMMANDS: ClassVar[tuple[int, ...]] = (X.PIN_L1, X.PIN_L2, X.UNPIN, X.NEW_BASEPTR, X.TLB_FLUSH, X.INVLPG)
 
     @check("CALL-1", source="xen-2003.md §2 (W-21)")
     def hypercall(self, d: DomId, nr: int, args: tuple[int, ...]) -> int:
         """The low eight bits of EAX select the call; a number that is not assigned gives -ENOSYS."""
-        a, b, c = (*args, 0, 0, 0)[:3]
+        a, b, c, e = (*args, 0, 0, 0, 0)[:4]
         nr &= 0xFF
         try:
             demand(nr <= X.LAST_HYPERCALL, "CALL-1.1", ENOSYS)      # the number is assigned
@@ -37,62 +37,33 @@ class Machine2003(Machine):
                 return self.dom_mem_op(d, a)
             if nr == X.MULTICALL:
                 return self.multicall(d, a, b)
-            raise ModelError(f"hypercall {nr} belongs to a wing that is not built yet")
+            return self.other_call(d, nr, (a, b, c, e))
         except Error as error:
             self.note(error)
             return -error.errno
 
-    # --- guest pointers ---
-
-    @check("COPY-1", source="xen-2003.md §1 user-copy window (W-15)")
-    def copy_in(self, d: DomId, va: int, words: int) -> list[int]:
-        """Xen reads a guest's argument through the present tables, as a supervisor, below the end of the guest's segments."""
-        demand(va + 4 * words <= X.GUEST_END, "COPY-1.1", EFAULT)   # the argument ends where guest segments end
-        if va & 3 == 0 and (va & 0xFFF) + 4 * words <= 4096:
-            f = self._linear(d, va)
-            demand(f is not None, "COPY-1.2", EFAULT)               # its page is mapped
-            return self._words(f, va, words) if f is not None else []
-        data = bytes(self._byte_at(d, at) for at in range(va, va + 4 * words))
-        return [int.from_bytes(data[n:n + 4], "little") for n in range(0, 4 * words, 4)]
-
-    def _byte_at(self, d: DomId, va: int) -> int:
-        return self.copy_in(d, va & ~3, 1)[0] >> 8 * (va & 3) & 0xFF
-
-    def _words(self, f: Mfn, va: int, words: int) -> list[int]:
-        i = (va & 0xFFF) >> 2
-        if f >= self.setup.xen_frames:
-            word = self.s.word
-            return [word[f, Index(n)] for n in range(i, i + words)]
-        found = [self.published(va + 4 * n) for n in range(words)]
-        if None in found:
-            raise ModelError(f"an argument at {va:#x} lies in Xen's own memory")
-        return [w for w in found if w is not None]
-
-    def _linear(self, d: DomId, va: int, write: bool = False) -> Mfn | None:
-        """The frame at a linear address for a supervisor, or None."""
-        s = self.s
-        pde = s.word[s.base[d], Index(va >> 22)]
-        if pde & P == 0:
-            return None
-        pte = s.word[Mfn(pde >> 12), Index(va >> 12 & 1023)]
-        if pte & P == 0 or (write and pde & pte & RW == 0):
-            return None
-        return Mfn(pte >> 12)
-
-    @check("COPY-2", source="xen-2003.md §1 user-copy window (W-15)")
-    def copy_out(self, d: DomId, va: int, value: int) -> None:
-        """Xen writes a result through the present tables; a read-only page refuses it even to Xen (CR0.WP)."""
-        demand(va + 4 <= X.GUEST_END, "COPY-2.1", EFAULT)           # the result ends where guest segments end
-        for n in (range(1) if va & 3 == 0 else range(4)):
-            f = self._linear(d, va + n, write=True)
-            demand(f is not None, "COPY-2.2", EFAULT)               # its page is mapped and writable
-            if f is not None:
-                self._put(f, va + n, value if va & 3 == 0 else value >> 8 * n & 0xFF, WORD if va & 3 == 0 else 0xFF)
-
-    def _put(self, f: Mfn, va: int, value: int, mask: int) -> None:
-        i, shift = Index((va & 0xFFF) >> 2), 8 * (va & 3)
-        old = self.s.word[f, i]
-        write_data(self.s, self.s.owner[f], f, i, old & ~(mask << shift) | value << shift)
+    def other_call(self, d: DomId, nr: int, args: tuple[int, int, int, int]) -> int:
+        """The hypercalls about descriptors and traps."""
+        a, b, c, e = args
+        if nr == X.SET_GDT:
+            return self.set_gdt(d, a, b)
+        if nr == X.UPDATE_DESCRIPTOR:
+            return self.update_descriptor(d, a, b, c)
+        if nr == X.SET_TRAP_TABLE:
+            return self.set_trap_table(d, a)
+        if nr == X.SET_FAST_TRAP:
+            return self.set_fast_trap(d, a)
+        if nr == X.SET_CALLBACKS:
+            return self.set_callbacks(d, a, b, c, e)
+        if nr == X.STACK_SWITCH:
+            return self.stack_switch(d, a)
+        if nr == X.SET_DEBUGREG:
+            return self.set_debugreg(d, a, b)
+        if nr == X.GET_DEBUGREG:
+            return self.get_debugreg(d, a)
+        if nr == X.FPU_TASKSWITCH:
+            return 0                        # programs have no floating point (W-39)
+        raise ModelError(f"hypercall {nr} belongs to a wing that is not built yet")
 
     # --- mmu_update ---
 
@@ -125,7 +96,7 @@ class Machine2003(Machine):
     def entry_at(self, d: DomId, va: int) -> tuple[Mfn, Index]:
         """The word that a linear address names, in a frame that the caller may use."""
         demand(va < X.HOLE, "MMU-2.1", EINVAL)                      # the address is the guest's
-        f = self._linear(d, va)
+        f = self.linear(d, va)
         demand(f is not None, "MMU-2.2", EINVAL)                    # its page is mapped
         mfn = Mfn(f or 0)
         demand(may_use(self.s, d, mfn), "MMU-2.3", EINVAL)          # to a frame that the caller may use
@@ -149,12 +120,6 @@ class Machine2003(Machine):
         f, i = self.entry_at(d, va)
         demand(self.s.type_count[f] == 0, "MMU-4.2", EINVAL)        # the frame is idle
         self.store_idle(f, i, val)
-
-    def store_idle(self, f: Mfn, i: Index, val: int) -> None:
-        """A word of an idle frame, which is about to be writable."""
-        d = self.s.owner[f]
-        settle(self.s, d, f, TWritable)
-        write_data(self.s, d, f, i, val)
 
     @check("MMU-5", source="xen-2003.md §4.3")
     def machphys(self, d: DomId, pfn: int, val: int) -> None:
@@ -206,6 +171,7 @@ class Machine2003(Machine):
         old = s.base[d]
         load_base(s, d, f)
         put_type(s, old)
+        drop_ldt(s, d)
         self.flush_due = True
 
     def invlpg(self, d: DomId, va: int) -> None:
@@ -214,14 +180,6 @@ class Machine2003(Machine):
             tag = tag_of(Vpn(va >> 12), fetch)
             if self.s.tlb[d, tag] & P != 0:
                 tlb_drop(self.s, d, tag)
-
-    @check("MMU-9", source="xen-2003.md §4.4 SET_LDT (W-19)")
-    def set_ldt(self, d: DomId, base: int, entries: int) -> None:
-        """A local descriptor table is page-aligned, of at most 8192 entries, and ends where the guest's segments end."""
-        demand(base & 0xFFF == 0, "MMU-9.1", EINVAL)                # page-aligned
-        demand(entries <= X.MAX_LDT, "MMU-9.2", EINVAL)             # not too long
-        demand(base + 8 * entries <= X.GUEST_END, "MMU-9.3", EINVAL)    # ends below Xen
-        set_ldt(self.s, d, base, Index(entries))
 
     # --- update_va_mapping ---
 
@@ -312,7 +270,7 @@ class Machine2003(Machine):
     def multicall(self, d: DomId, calls: int, count: int) -> int:
         """A list of calls is made in order; their results are dropped, a nested list is skipped."""
         for at in range(calls, calls + 32 * count, 32):
-            op, a, b, c, _, _ = self.copy_in(d, at, 6)
+            op, *args = self.copy_in(d, at, 6)
             if op & 0xFF != X.MULTICALL:
-                self.hypercall(d, op, (a, b, c))
+                self.hypercall(d, op, tuple(args))
         return 0

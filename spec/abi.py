@@ -68,6 +68,7 @@ LDT_DESC: Final = 6                     # 2003 only
 SHARED: Final = 6
 WRITABLE: Final = 7
 TYPE_NAMES: Final = ("none", "L1", "L2", "L3", "L4", "seg_desc", "shared", "writable")
+TYPE_NAMES_2003: Final = ("none", "L1", "L2", "L3", "L4", "gdt", "ldt", "writable")
 
 # --- domain numbers with a meaning (the 4.17 ones; 2003 only needs the two owners that are no domain)
 DOMID_SELF: Final = 0x7FF0
@@ -86,7 +87,16 @@ class Xen2003:
     XEN_SLOT: Final = 1008
     LINEAR_SLOT: Final = 1020           # Xen's self-map of an L2: the frame itself, supervisor, writable (0x63)
     BASE: Final = 0xC0000000            # where a domain's memory is mapped at boot
+    SET_TRAP_TABLE: Final = 0
     MMU_UPDATE: Final = 1
+    SET_GDT: Final = 3
+    STACK_SWITCH: Final = 4
+    SET_CALLBACKS: Final = 5
+    FPU_TASKSWITCH: Final = 7
+    SET_DEBUGREG: Final = 12
+    GET_DEBUGREG: Final = 13
+    UPDATE_DESCRIPTOR: Final = 14
+    SET_FAST_TRAP: Final = 15
     DOM_MEM_OP: Final = 16
     MULTICALL: Final = 17
     UPDATE_VA_MAPPING: Final = 19
@@ -117,9 +127,23 @@ class Xen2003:
     XEN_CS: Final = 0x0808
     XEN_DS: Final = 0x0810
     RING1_CS: Final = 0x0819            # Xen's flat segments for guests: 259..262
+    RING1_DS: Final = 0x0821
+    RING3_CS: Final = 0x082B
     RING3_DS: Final = 0x0833
+    TI: Final = 4                       # of a selector: it is of the LDT
     RESERVED: Final = 256               # Xen's own entries of a GDT: 256..295
     RESERVED_END: Final = 296
+    MAX_GDT: Final = 8192               # entries
+    DESCRIPTORS: Final = {              # what Xen keeps there, if a setup says nothing else; the others are 0
+        257: 0x00CF9B000000FFFF, 258: 0x00CF93000000FFFF,       # ring 0: all of the address space
+        259: 0x00CFBB000000C3FF, 260: 0x00CFB3000000C3FF,       # ring 1 and ring 3: up to GUEST_END
+        261: 0x00CFFB000000C3FF, 262: 0x00CFF3000000C3FF,
+        264: 0xFC008B4019000067, 265: 0xFC0082610000FFFF}       # the TSS, busy; the LDT, at its longest
+    EVENTS_MASKED: Final = 4            # flag of a handler: entering it masks events
+    VECTORS: Final = 256
+    EVENT_CALLBACK: Final = 256         # the two callbacks are kept behind the handlers of the vectors
+    FAILSAFE_CALLBACK: Final = 257
+    BREAKPOINT_END: Final = 0xFC3FFFFC  # the last address of a breakpoint
 
 
 class Xen417:

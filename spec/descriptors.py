@@ -40,7 +40,7 @@ def is_guest_code_selector(s: State, sel: int) -> bool:
 
 @predicate
 def legal_descriptor(s: State, q: int) -> bool:
-    """A descriptor with which no guest gains privilege or reach: absent, or a segment outside ring 0 that ends below Xen, or a call
+    """A descriptor by which no guest gains privilege or reach: absent, or a segment outside ring 0 that ends below Xen, or a call
     gate into the guest's own kernel."""
     if q & PRESENT == 0:
         return True
@@ -165,6 +165,23 @@ def forget_descriptors(s: State, d: DomId, f: Mfn) -> None:
     s.upto[f] = Index(0)
 
 
+@transition("DESC-4", source="SDM 3A §3.4.5.1", keys=("dom", "frame", "index"))
+def mark_accessed(s: State, d: DomId, f: Mfn, i: Index) -> None:
+    """The processor marks a segment in a table when it loads it."""
+    require(s.owner[f] == d, "DESC-4.1")            # the frame is the domain's own
+    require(is_descriptors(s, s.type[f]), "DESC-4.2")   # it is a table of descriptors
+    require(s.validated[f], "DESC-4.3")             # in use and checked
+    require(i < s.profile.entries, "DESC-4.4")      # the descriptor is in the table
+    require(first_word(s, i) == i, "DESC-4.5")      # as a whole
+    q = descriptor_at(s, f, i)
+    require(q & PRESENT != 0, "DESC-4.6")           # it is there
+    require(q & SEGMENT != 0, "DESC-4.7")           # and a segment
+    if s.profile.descriptor_words == 1:
+        s.word[f, i] = q | ACCESSED
+    else:
+        s.word[f, Index(i | 1)] = (q | ACCESSED) >> 32
+
+
 # --- the GDT -----------------------------------------------------------------------------------------------------------------
 
 @transition("GDT-1", source="xen-2003.md §5.1 (W-26)", keys=("dom", "frame"))
@@ -215,7 +232,8 @@ def remove_gdt(s: State, d: DomId, n: Index) -> None:
 @transition("GDT-4", source="xen-2003.md §5.1; xen-4.17.md §6.2", keys=("dom", "index"))
 def set_gdt_entries(s: State, d: DomId, entries: Index) -> None:
     """The processor's limit of the GDT is a number of descriptors for which there is room."""
-    require(entries <= Xen2003.RESERVED * 32, "GDT-4.1")    # no more than 8,192
+    require(entries <= Xen2003.MAX_GDT, "GDT-4.1")  # no more than 8,192
+    require((entries >= Xen2003.RESERVED_END) | (s.profile.guest_end == 0), "GDT-4.2")  # with Xen's own among them
     s.gdt_entries[d] = entries
 
 

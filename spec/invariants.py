@@ -15,6 +15,7 @@ from spec.descriptors import (
 )
 from spec.frames import LINEAR, PLAIN, TYPED, is_checked, is_descriptors, is_table, may_name, may_use, may_walk, mfn_of, refers_by
 from spec.kernel import CPU, DomId, Index, Mfn, State, Tag, counting, invariant, predicate
+from spec.rings import is_guest_debug
 from spec.tables import is_writable_self_map, is_xen_slot, is_xens, legal_bits, whose
 from spec.x86.descriptors import PRESENT, RPL, SEGMENT, dpl_of, is_code, is_conforming, is_writable
 from spec.x86.paging import THROUGH_XEN
@@ -190,6 +191,12 @@ def gdt_is_checked(s: State, d: DomId, n: Index) -> bool:
     return n < s.profile.gdt_pages and s.owner[f] == d and s.type[f] == SEG_DESC and s.validated[f] and is_filled_for(s, n, f)
 
 
+@invariant("GDT-11", keys=("dom",), source="xen-2003.md §1, §5.1")
+def gdt_holds_xens(s: State, d: DomId) -> bool:
+    """While a guest runs, its GDT reaches beyond Xen's own descriptors."""
+    return s.profile.guest_end == 0 or s.segment[d, Index(1)] == 0 or s.gdt_entries[d] >= Xen2003.RESERVED_END
+
+
 @invariant("LDT-10", keys=("dom", "index"), source="SOSP'03 §3.1; xen-2003.md §6.2; xen-4.17.md §6.4")
 def ldt_is_checked(s: State, d: DomId, n: Index) -> bool:
     """Every mapped page of an LDT is a checked table of the domain's own."""
@@ -240,6 +247,12 @@ def guest_runs_in_its_ring(s: State, d: DomId) -> bool:
 def handlers_are_the_guests(s: State, d: DomId, v: Index) -> bool:
     """A handler's selector is one for ring 1, and none of Xen's own; or there is none yet."""
     return s.trap_cs[d, v] == 0 or is_guest_code_selector(s, s.trap_cs[d, v])
+
+
+@invariant("DEBUG-10", keys=("dom", "index"), source="xen-2003.md §7.8")
+def breakpoints_are_the_guests(s: State, d: DomId, r: Index) -> bool:
+    """Breakpoints lie below Xen, and are none of input and output or of the debug registers themselves."""
+    return is_guest_debug(r, s.debug[d, r])
 
 
 @invariant("BASE-10", keys=("dom",), source="SOSP'03 §3.3.3; xen-2003.md §4.4")

@@ -80,6 +80,7 @@ SCHEMA: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "trap_ip":     (("dom", "index"), "word"),
     "trap_flags":  (("dom", "index"), "index"),
     "fast_trap":   (("dom",), "index"),     # the vector whose handler has a gate of its own; 0: none
+    "debug":       (("dom", "index"), "word"),      # debug registers
     "clock":       (("cpu",), "count"),     # number of whole TLB flushes
     "cr3_clock":   (("cpu",), "count"),     # number of flushes that spare global entries, whole ones included
     "tlb":         (("dom", "tag"), "word"),    # a cached translation: frame and combined rights as an entry; 0: none
@@ -138,6 +139,7 @@ class State(Protocol):
     trap_ip: MutableMapping[tuple[DomId, Index], int]
     trap_flags: MutableMapping[tuple[DomId, Index], Index]
     fast_trap: MutableMapping[DomId, Index]
+    debug: MutableMapping[tuple[DomId, Index], int]
     clock: MutableMapping[int, int]
     cr3_clock: MutableMapping[int, int]
     tlb: MutableMapping[tuple[DomId, Tag], int]

@@ -75,7 +75,8 @@ class Profile:
 XEN_2003: Final = Profile(
     "xen-2003", X86_32, root=2, entries=1024, word_bits=32, word_bytes=4, mfn_mask=0xFFFFF,
     forbidden_l1=PSE | G, forbidden_upper=PSE | G, authority_l1=0xFFFFF003, authority_upper=0xFFFFF001,
-    xen_first=Xen2003.XEN_SLOT, xen_last=1023, self_slot=Xen2003.LINEAR_SLOT, late_slot=-1, last_descriptors=LDT_DESC, descriptor_words=2,
+    xen_first=Xen2003.XEN_SLOT, xen_last=1023, self_slot=Xen2003.LINEAR_SLOT, late_slot=-1, last_descriptors=LDT_DESC,
+    descriptor_words=2,
     reserved_words=80, gdt_pages=16, guest_end=Xen2003.GUEST_END,
     ring1_kernel=True, linear_tables=False, user_root=False, adjusts=False, forgets_freed=False)
 

@@ -1,13 +1,13 @@
 """Rings: what the processor does with a guest's segment registers, and by whose leave it enters one.
 
-The tables in force are looked up where Xen put them; every step is the manual's procedure (spec.x86), executed by a guest that may
-hold any numbers in its other registers and find any words on its stack.  So these come as arguments.
+The tables in force are looked up where Xen put them; every step is the manual's procedure (spec.x86), executed by a guest that
+may hold any numbers in its other registers and find any words on its stack.  So these come as arguments.
 """
 from collections.abc import Callable
 
 from spec.abi import PF, Xen2003
 from spec.descriptors import descriptor_at, is_guest_code_selector
-from spec.kernel import DomId, Index, State, guard, predicate, require, transition
+from spec.kernel import DomId, Index, Mfn, State, guard, predicate, require, transition
 from spec.x86.descriptors import PRESENT, RPL, TI, TRAP_GATE
 from spec.x86.interrupts import interrupt_return, software_interrupt
 from spec.x86.paging import Fault
@@ -29,31 +29,48 @@ def xens_descriptor(s: State, i: Index) -> int:
 
 
 @predicate
-def in_gdt(s: State, d: DomId, i: Index) -> int:
-    """Descriptor i of the domain's GDT; 0 beyond its limit, or where there is no page."""
-    n = Index(i >> 9)
-    if i >= s.gdt_entries[d]:
-        return 0
-    if s.has_gdt[d, n]:
-        return descriptor_at(s, s.gdt[d, n], Index((i & 0x1FF) << 1))
-    return xens_descriptor(s, i)
+def is_in_table(s: State, d: DomId, selector: int) -> bool:
+    """The selector lies within the limit of its table."""
+    i = selector >> 3
+    return i < s.ldt_entries[d] if selector & TI != 0 else i < s.gdt_entries[d]
 
 
-def in_ldt(s: State, d: DomId, i: Index) -> int:
-    """Descriptor i of the domain's LDT, 0 beyond its limit; a page that is not mapped yet faults into Xen, which may map it."""
-    n = Index(i >> 9)
-    if i >= s.ldt_entries[d]:
+@predicate
+def has_page(s: State, d: DomId, selector: int) -> bool:
+    """The page of the table is one of the domain's."""
+    n = Index(selector >> 12)
+    return s.has_ldt[d, n] if selector & TI != 0 else s.has_gdt[d, n]
+
+
+@predicate
+def page_with(s: State, d: DomId, selector: int) -> Mfn:
+    """That page; one look-up for both tables, so that a proof has one frame to think of."""
+    n = Index(selector >> 12)
+    return s.ldt[d, n] if selector & TI != 0 else s.gdt[d, n]
+
+
+@predicate
+def is_unmapped(s: State, d: DomId, selector: int) -> bool:
+    """A page of an LDT that Xen has not mapped yet: a look-up faults into Xen, which may map it."""
+    return selector & TI != 0 and is_in_table(s, d, selector) and not has_page(s, d, selector)
+
+
+@predicate
+def found(s: State, d: DomId, selector: int) -> int:
+    """The descriptor that a selector names; 0 beyond its table's limit, or where there is no page."""
+    i = Index(selector >> 3)
+    if not is_in_table(s, d, selector):
         return 0
-    if not s.has_ldt[d, n]:
-        raise Fault(PF, 0)
-    return descriptor_at(s, s.ldt[d, n], Index((i & 0x1FF) << 1))
+    if has_page(s, d, selector):
+        return descriptor_at(s, page_with(s, d, selector), Index((i & 0x1FF) << 1))
+    return 0 if selector & TI != 0 else xens_descriptor(s, i)
 
 
 def named(s: State, d: DomId, selector: int) -> int:
-    """The descriptor that a selector names."""
-    if selector & TI != 0:
-        return in_ldt(s, d, Index(selector >> 3))
-    return in_gdt(s, d, Index(selector >> 3))
+    """The descriptor that a selector names, for the processor."""
+    if is_unmapped(s, d, selector):
+        raise Fault(PF, 0)
+    return found(s, d, selector)
 
 
 def table_of(s: State, d: DomId) -> Callable[[int], int]:
@@ -72,7 +89,7 @@ def popping(*words: int) -> Callable[[int], int]:
 @predicate
 def is_data_register(r: int) -> bool:
     """DS, ES, FS or GS."""
-    return r == DS or r == ES or r == FS or r == GS
+    return (r != CS) & (r != SS) & (r <= GS)
 
 
 @predicate
@@ -118,9 +135,9 @@ def put_all(s: State, d: DomId, new: Registers) -> None:
     put_register(s, d, GS, new.gs)
 
 
-def tss_of(s: State, d: DomId) -> Tss:
+def tss_of(s: State, d: DomId, kernel_esp: int) -> Tss:
     """The one TSS: Xen's stack for ring 0, the domain's for ring 1."""
-    return Tss(0x840, 0x67, Xen2003.XEN_DS, 0, s.kernel_ss[d], 0, 0, 0)
+    return Tss(0x840, 0x67, Xen2003.XEN_DS, 0, s.kernel_ss[d], kernel_esp, 0, 0)
 
 
 @guard("RING-1", source="xen-2003.md §1")
@@ -160,11 +177,12 @@ def jump(s: State, d: DomId, selector: int, offset: int) -> None:
     put_code(s, d, far_jump(registers(s, d, 0, 0, 0), table_of(s, d), selector, offset))
 
 
-@transition("SEG-4", source="SDM vol. 2 CALL; vol. 3A §5.8", keys=("dom", "index", "word", "word"))
-def call(s: State, d: DomId, selector: int, offset: int, esp: int) -> None:
+@transition("SEG-4", source="SDM vol. 2 CALL; vol. 3A §5.8", keys=("dom", "index", "word", "word", "word"))
+def call(s: State, d: DomId, selector: int, offset: int, esp: int, kernel_esp: int) -> None:
     """A guest calls a far pointer, perhaps a gate."""
     require_running(s, d)
-    put_stack(s, d, far_call(registers(s, d, 0, esp, 0), table_of(s, d), tss_of(s, d), selector, offset).registers)
+    tss = tss_of(s, d, kernel_esp)
+    put_stack(s, d, far_call(registers(s, d, 0, esp, 0), table_of(s, d), tss, selector, offset).registers)
 
 
 @transition("SEG-5", source="SDM vol. 2 RET; vol. 3A §5.8.6", keys=("dom", "word", "word", "word", "word", "word"))
@@ -178,7 +196,7 @@ def far_ret(s: State, d: DomId, sp: int, eip: int, cs: int, esp: int, ss: int) -
 def iret(s: State, d: DomId, sp: int, eip: int, cs: int, eflags: int, esp: int, ss: int) -> None:
     """A guest returns from an interrupt."""
     require_running(s, d)
-    new = interrupt_return(registers(s, d, 0, sp, 0), table_of(s, d), tss_of(s, d), popping(eip, cs, eflags, ss, esp))
+    new = interrupt_return(registers(s, d, 0, sp, 0), table_of(s, d), tss_of(s, d, 0), popping(eip, cs, eflags, ss, esp))
     put_all(s, d, new)
 
 
@@ -191,12 +209,13 @@ def fast_gate(s: State, d: DomId) -> int:
             | (ip >> 16) << 48)
 
 
-@transition("SEG-7", source="SOSP'03 §3.2.2; xen-2003.md §7.4", keys=("dom", "word"))
-def fast_trap(s: State, d: DomId, esp: int) -> None:
+@transition("SEG-7", source="SOSP'03 §3.2.2; xen-2003.md §7.4", keys=("dom", "word", "word"))
+def fast_trap(s: State, d: DomId, esp: int, kernel_esp: int) -> None:
     """An application's system call goes straight to its kernel, through a gate that Xen checked when it was asked for."""
     require_running(s, d)
     require(s.fast_trap[d] != 0, "SEG-7.1")         # there is one
-    new = software_interrupt(registers(s, d, 0, esp, 0), table_of(s, d), tss_of(s, d), fast_gate(s, d), s.fast_trap[d])
+    tss = tss_of(s, d, kernel_esp)
+    new = software_interrupt(registers(s, d, 0, esp, 0), table_of(s, d), tss, fast_gate(s, d), s.fast_trap[d])
     put_stack(s, d, new.registers)
 
 
@@ -207,6 +226,7 @@ def enter(s: State, d: DomId, cs: int, ss: int) -> None:
     """Xen lets a guest run: at its own interrupted place, or at a handler of its kernel; the processor checks both selectors."""
     require_segmented(s)
     require(cs & RPL != 0, "SEG-8.1")               # not in ring 0
+    require(s.gdt_entries[d] >= Xen2003.RESERVED_END, "SEG-8.2")    # Xen's own descriptors are within the GDT's limit
     table = table_of(s, d)
     code, stack = return_target(table, cs, 0), outer_stack(table, ss, cs & RPL)
     put_register(s, d, CS, code)
@@ -215,7 +235,7 @@ def enter(s: State, d: DomId, cs: int, ss: int) -> None:
 
 @transition("SEG-9", source="xen-2003.md §7.6", keys=("dom", "index", "index"))
 def reload(s: State, d: DomId, r: Index, selector: int) -> None:
-    """Xen restores a data segment register in ring 0; on the way out the processor takes away what the guest's ring may not have."""
+    """Xen restores a data segment register in ring 0; on the way out the processor takes away what the guest may not have."""
     require_running(s, d)
     require(is_data_register(r), "SEG-9.1")            # one for data
     put_register(s, d, r, keep(load_data(named(s, d, selector), selector, 0), ring_of(s, d)))
@@ -240,6 +260,34 @@ def set_fast_trap(s: State, d: DomId, v: Index) -> None:
     require((v == 0) | (v == 0x80) | ((v >= 0x20) & (v <= 0x2F)), "TRAP-2.1")   # a vector for it, or none
     require((v == 0) | (s.trap_flags[d, v] & 4 == 0), "TRAP-2.2")   # its handler need not have events masked
     s.fast_trap[d] = v
+
+
+@predicate
+def debug_bits(r: int, value: int) -> int:
+    """What Xen stores: the reserved bits of the status and control registers as the processor wants them."""
+    if r == 6:
+        return (value & 0xFFFFEFFF) | 0xFFFF0FF0
+    if r == 7 and value != 0:
+        return (value & 0xFFFF27FF) | 0x400
+    return value
+
+
+@predicate
+def is_guest_debug(r: int, value: int) -> bool:
+    """Breakpoints below Xen; no guard on the debug registers themselves, and no condition about input and output."""
+    if r <= 3:
+        return value <= Xen2003.BREAKPOINT_END
+    # a pair of bits is 10 where its upper bit is set and its lower one is not
+    return r == 6 or (value & 0x2000 == 0 and value & 0xAAAA0000 & (value << 1 ^ 0xAAAA0000) == 0)
+
+
+@transition("DEBUG-1", source="xen-2003.md §7.8", keys=("dom", "index", "word"))
+def set_debug(s: State, d: DomId, r: Index, value: int) -> None:
+    """A guest's breakpoints are at its own addresses."""
+    require_segmented(s)
+    require((r <= 3) | (r == 6) | (r == 7), "DEBUG-1.1")    # a register that can be set
+    require(is_guest_debug(r, debug_bits(r, value)), "DEBUG-1.2")   # to what is the guest's business
+    s.debug[d, r] = debug_bits(r, value)
 
 
 @transition("STACK-1", source="xen-2003.md §7.7", keys=("dom", "index"))

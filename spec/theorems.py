@@ -1,9 +1,29 @@
-"""What follows from the invariants: memory isolation and page-table validation."""
-from spec.abi import NOBODY, RW, WRITABLE, A
-from spec.frames import is_checked, may_use, mfn_of
-from spec.kernel import DomId, Index, State, Tag, theorem
+"""What follows from the invariants: memory isolation, page-table validation, and rings."""
+from spec.abi import NOBODY, RW, WRITABLE, A, Xen2003
+from spec.descriptors import descriptor_at, is_xens_place, legal_descriptor
+from spec.frames import is_checked, is_descriptors, may_use, mfn_of
+from spec.kernel import DomId, Index, Mfn, State, Tag, predicate, theorem
+from spec.rings import CS, SS, found, ring_of, xens_descriptor
 from spec.tables import is_xen_slot, legal_bits, xen_entry
+from spec.x86 import transfers
+from spec.x86.descriptors import (
+    ACCESSED,
+    PRESENT,
+    RPL,
+    SEGMENT,
+    TI,
+    base_of,
+    dpl_of,
+    gate_selector,
+    highest,
+    is_call_gate,
+    is_code,
+    is_conforming,
+    is_readable,
+    type_of,
+)
 from spec.x86.paging import THROUGH_XEN, Fault, root_of, walk
+from spec.x86.segments import may_access, may_fetch
 from spec.x86.tlb import has_root, in_segment, is_live
 
 # `d` is an unprivileged domain, `va` any address that it can form.
@@ -78,3 +98,127 @@ def every_root_has_xens_slots(s: State, d: DomId, user: bool, i: Index) -> bool:
     if i == s.profile.late_slot and user and not s.opened[root]:
         return True
     return s.word[root, i] | A == xen_entry(s, root, i) | A
+
+
+# --- rings -------------------------------------------------------------------------------------------------------------------
+# `ring` is one of a guest's, `sel` any selector that it can make.
+
+@predicate
+def is_guest_ring(ring: int) -> bool:
+    """Xen runs in ring 0 alone."""
+    return ring >= 1 and ring <= 3
+
+
+@predicate
+def is_below_xen(s: State, q: int) -> bool:
+    """A segment outside ring 0, all of which lies below Xen; said without a word of what Xen checks."""
+    return q & SEGMENT != 0 and dpl_of(q) != 0 and base_of(q) + highest(q) < s.profile.guest_end
+
+
+@theorem("RING-10", keys=("dom",), source="SOSP'03 §3.1")
+def no_guest_runs_in_ring_0(s: State, d: DomId) -> bool:
+    """A guest that runs has Xen's descriptors within its GDT's limit, is outside ring 0, on a stack of its ring, and its code and
+    stack end below Xen."""
+    code, stack = s.segment[d, Index(CS)], s.segment[d, Index(SS)]
+    if s.profile.guest_end == 0 or code == 0:
+        return True
+    return (s.gdt_entries[d] >= Xen2003.RESERVED_END and is_guest_ring(ring_of(s, d)) and dpl_of(stack) == ring_of(s, d)
+            and is_below_xen(s, code) and is_below_xen(s, stack))
+
+
+@theorem("RING-11", keys=("dom", "index", "word", "index", "bool", "bool"), source="SOSP'03 §3.1; xen-2003.md §1")
+def every_access_through_a_segment_ends_below_xen(s: State, d: DomId, r: Index, offset: int, size: int, write: bool,
+                                                  fetch: bool) -> bool:
+    """Every access that the processor allows through a segment register of a guest ends below Xen, and does not wrap around."""
+    q = s.segment[d, r]
+    allowed = may_fetch(q, offset, size) if fetch else may_access(q, offset, size, write)
+    return s.profile.guest_end == 0 or not allowed or base_of(q) + offset + size <= s.profile.guest_end
+
+
+@theorem("RING-12", keys=("dom", "index"), source="SOSP'03 §3.1; xen-2003.md §5")
+def every_descriptor_in_force_is_legal_or_xens(s: State, d: DomId, sel: int) -> bool:
+    """Whatever a selector of a guest finds in its GDT and its LDT is legal, or one of Xen's own of ring 0, where Xen has them."""
+    q, i = found(s, d, sel), sel >> 3
+    if s.profile.guest_end == 0 or legal_descriptor(s, q):
+        return True
+    return (sel & TI == 0 and i >= Xen2003.RESERVED and i < Xen2003.RESERVED_END
+            and dpl_of(q) == 0 and not is_conforming(q))
+
+
+@predicate
+def can_load(q: int, sel: int, ring: int) -> bool:
+    """The processor would load the segment, jump to it, or return to it, for a program in a ring."""
+    if q & PRESENT == 0:
+        return False
+    if is_code(q) and (transfers.may_enter(q, sel, ring) or transfers.may_return(q, sel, ring)):
+        return True
+    return is_readable(q) and (is_conforming(q) or (sel & RPL <= dpl_of(q) and ring <= dpl_of(q)))
+
+
+@theorem("RING-13", keys=("dom", "index", "index"), source="SOSP'03 §3.1; SDM 3A §5.5-5.8")
+def every_segment_that_a_guest_can_load_is_its_own(s: State, d: DomId, sel: int, ring: int) -> bool:
+    """Every segment that a guest can load, jump to, call or return to, in any ring, is outside ring 0 and ends below Xen."""
+    if s.profile.guest_end == 0 or not is_guest_ring(ring):
+        return True
+    q = found(s, d, sel)
+    return not can_load(q, sel, ring) or is_below_xen(s, q)
+
+
+@predicate
+def is_entered(q: int, ring: int) -> bool:
+    """The processor goes on in this segment, when a gate that a program in a ring uses names it."""
+    return is_code(q) and q & PRESENT != 0 and dpl_of(q) <= ring
+
+
+@theorem("RING-14", keys=("dom", "index", "index"), source="SOSP'03 §3.1; SDM 3A §5.8.3")
+def every_gate_that_a_guest_can_use_leads_to_a_guest(s: State, d: DomId, sel: int, ring: int) -> bool:
+    """Whatever else than a segment a guest can use in its tables is a call gate, never a task, and leads to code of a guest's."""
+    q = found(s, d, sel)
+    if s.profile.guest_end == 0 or not is_guest_ring(ring) or q & SEGMENT != 0 or q & PRESENT == 0:
+        return True
+    if not transfers.may_use(q, sel, ring):
+        return True
+    to = found(s, d, gate_selector(q))
+    return is_call_gate(q) and (not is_entered(to, ring) or is_below_xen(s, to))
+
+
+@theorem("RING-15", keys=("dom", "index", "index"), source="SOSP'03 §3.2.2; xen-2003.md §7")
+def every_handler_is_a_guests(s: State, d: DomId, v: Index, ring: int) -> bool:
+    """Whatever a handler's selector finds when it is entered from a guest's ring, through Xen or past it, is a guest's code."""
+    if s.profile.guest_end == 0 or not is_guest_ring(ring):
+        return True
+    q = found(s, d, s.trap_cs[d, v])
+    return s.trap_cs[d, v] == 0 or not is_entered(q, ring) or is_below_xen(s, q)
+
+
+@theorem("RING-16", keys=("dom", "index"), source="xen-2003.md §1, §5.1 (W-26)")
+def xens_descriptors_are_always_in_force(s: State, d: DomId, i: Index) -> bool:
+    """While a guest runs, Xen's own descriptors are in the GDT, so that every gate of the IDT leads to Xen."""
+    if s.profile.guest_end == 0 or s.segment[d, Index(CS)] == 0 or i < Xen2003.RESERVED or i >= Xen2003.RESERVED_END:
+        return True
+    return found(s, d, i << 3) | ACCESSED == xens_descriptor(s, i) | ACCESSED
+
+
+@theorem("RING-17", keys=("dom", "tag", "dom", "index"), source="SOSP'03 §3.1, §3.3.3")
+def no_translation_writes_a_descriptor(s: State, d: DomId, tag: Tag, e: DomId, n: Index) -> bool:
+    """No cached translation, however stale, of any domain writes a page of a GDT or an LDT that is in force, of any domain."""
+    if not is_live(s, d, tag) or s.tlb[d, tag] & RW == 0:
+        return True
+    f = mfn_of(s, s.tlb[d, tag])
+    return not ((s.has_gdt[e, n] and s.gdt[e, n] == f) or (s.has_ldt[e, n] and s.ldt[e, n] == f))
+
+
+@theorem("RING-18", keys=("frame", "index", "index"), source="xen-2003.md §5; xen-4.17.md §6.1")
+def what_a_checked_table_offers_is_a_guests(s: State, g: Mfn, i: Index, ring: int) -> bool:
+    """Of what is present in a checked table, outside Xen's own place, a guest can use segments outside ring 0, on x86-64 those of
+    ring 3 alone, and call gates, on x86-64 none."""
+    if i >= s.upto[g] or not is_descriptors(s, s.type[g]) or is_xens_place(s, g, i) or not is_guest_ring(ring):
+        return True
+    q = descriptor_at(s, g, i)
+    if q & PRESENT == 0:
+        return True
+    if q & SEGMENT != 0:
+        return dpl_of(q) == 3 if s.profile.guest_end == 0 else dpl_of(q) != 0
+    if s.profile.guest_end == 0:
+        return type_of(q) == 0 or dpl_of(q) < ring
+    return is_call_gate(q)

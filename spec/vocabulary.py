@@ -49,8 +49,21 @@ class Execute:
     user: bool = False
 
 
-Action = Hypercall | Load | Store | Execute
+@dataclass(slots=True)
+class LoadSegment:
+    """MOV of a selector into a segment register ("ds", "es", "fs", "gs" or "ss"), at ring 1 or, as an application, at ring 3.
+
+    The domain's GDT and LDT are in force; afterwards the register is as before.  The value is 0 (xen-2003).
+    """
+    dom: int
+    register: str
+    selector: int
+    user: bool = False
+
+
+Action = Hypercall | Load | Store | Execute | LoadSegment
 RETF: Final = 0xCB
+SEGMENT_REGISTERS: Final = {"es": 0, "ss": 2, "ds": 3, "fs": 4, "gs": 5}    # by the manual's numbers
 
 
 # --- outcomes ----------------------------------------------------------------------------------------------------------------
@@ -85,7 +98,8 @@ class Setup:
 
     `frames` is the number of machine frames (max_page); frames below `xen_frames` are Xen's; those of no domain are free.
     `xen_slots` are the words that Xen keeps in its slots of every root table (one word a slot; in the slot of a self-map the
-    frame number is the table's own).  `machine` names a real machine, on which the setup was found: the model then starts from
+    frame number is the table's own).  `xen_descriptors` are the words that Xen keeps at its own entries of every GDT (xen-2003;
+    none: those of `spec.abi`).  `machine` names a real machine, on which the setup was found: the model then starts from
     its memory.  No name: any machine that boots to this.
     """
     profile: str
@@ -94,6 +108,7 @@ class Setup:
     domains: tuple[DomainSetup, ...]
     xen_slots: tuple[int, ...] = ()
     machine: str = ""
+    xen_descriptors: tuple[int, ...] = ()
 
 
 # --- what can be seen --------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from spec.vocabulary import Action, Hypercall, Load, Outcome, Store
+from spec.vocabulary import Action, Execute, Hypercall, Load, Outcome, Store
 
 LOAD, STORE, EXECUTE, HYPERCALL, REPEAT, FILL, COPY, WAIT, TURN = range(9)
 USER: Final = 0x100
@@ -110,7 +110,9 @@ class Batch:
             return self.store(action.va, action.value, action.user)
         if isinstance(action, Load):
             return self.load(action.va, action.user)
-        return self.execute(action.va, action.user)
+        if isinstance(action, Execute):
+            return self.execute(action.va, action.user)
+        raise ValueError(f"not an action of a machine of 64 bits: {action!r}")
 
     def actions(self, actions: Iterable[Action]) -> None:
         """Actions in a row."""

@@ -98,6 +98,8 @@ class Facts:
     def __init__(self, profile: Profile, sorts: Sorts) -> None:
         self.profile, self.sorts = profile, sorts
         self._instances: dict[tuple[str, Key], Instance] = {}
+        self._lists: dict[tuple[int, Key], int] = {}    # lists of keys by number: a shorter one (0: none) and one more
+        self._totals: dict[tuple[str, Key, int], Value] = {}
 
     def instance(self, name: str, function: Any, kinds: Kinds, key: Key) -> Instance:
         """A pure function of the state before, at a key."""
@@ -152,8 +154,16 @@ class Facts:
                 yield build("<=", self.total(c, to, keys.of(kinds)), node(c.__name__, *to))
 
     def total(self, c: Any, to: Key, keys: list[Key]) -> Value:
-        """What distinct keys contributed together, before."""
-        return added((first_of(keys, n), self.contribution(c, to, key), 1) for n, key in enumerate(keys))
+        """What distinct keys contributed together, before; lists that begin alike share what is made of them."""
+        total: Value = 0
+        so_far = 0
+        for n, key in enumerate(keys):
+            so_far = self._lists.setdefault((so_far, key), len(self._lists) + 1)
+            at = c.__name__, to, so_far
+            if at not in self._totals:
+                self._totals[at] = plus(total, first_of(keys, n), self.contribution(c, to, key), 1)
+            total = self._totals[at]
+        return total
 
     def absences(self, s: SymbolicState, keys: Keys) -> Iterator[Value]:
         """An absent stretch has no present entry at any known key."""
@@ -170,11 +180,15 @@ def first_of(keys: list[Key], n: int) -> Value:
     return both(*(apart(keys[n], earlier) for earlier in keys[:n]))
 
 
+def plus(total: Value, new: Value, counts: Value, one: int) -> Value:
+    """1 (or -1) more if both conditions hold."""
+    both_hold = both(new, counts)
+    return total if both_hold is False else build("+", total, build("ite", both_hold, one, 0))
+
+
 def added(parts: Iterable[tuple[Value, Value, int]]) -> Value:
     """The sum of 1 (or -1) for each part whose two conditions hold."""
     total: Value = 0
     for new, counts, one in parts:
-        both_hold = both(new, counts)
-        if both_hold is not False:
-            total = build("+", total, build("ite", both_hold, one, 0))
+        total = plus(total, new, counts, one)
     return total

@@ -3,7 +3,7 @@
 Nothing here touches memory: a transfer says which words are to be stored, and at which offsets of its new stack.  Each word is
 checked by itself, since the pointer of a 16-bit stack wraps around in the middle of a frame.
 """
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from spec.abi import GP, SS, TS
 from spec.kernel import predicate
@@ -12,7 +12,6 @@ from spec.x86.paging import Fault
 from spec.x86.segments import Registers, Segment, Table, checked_stack
 
 Words = tuple[tuple[int, int], ...]         # offset in the stack segment, word: in the order in which they are pushed
-PARAMETERS: Final = 31                      # the most that a call gate copies
 
 
 class Tss(NamedTuple):
@@ -68,27 +67,30 @@ def truncated(word: int, wide: bool) -> int:
 
 
 @predicate
-def holds(q: int, start: int, words: int, size: int, most: int) -> bool:
-    """Some words from an offset upwards, `most` at most, each lie within the stack segment."""
+def holds(q: int, start: int, words: int, size: int) -> bool:
+    """Some words from an offset upwards each lie within the stack segment; there are few of them, of 2 or 4 bytes."""
     low, high, mask = lowest(q), highest(q), widest(q)
-    fits = True
-    for n in range(most):
-        at = (start + n * size) & mask
-        fits = fits & ((words <= n) | ((at >= low) & (at + size - 1 <= high)))
-    return fits
+    first = start & mask
+    last, odd = first + words * size - 1, first & (size - 1)
+    if words == 0:
+        return True
+    if last <= mask:
+        return low <= first and last <= high
+    # the last word before the wrap-around ends at mask + odd; there may be others after it, from `odd` upwards
+    return low <= first and mask + odd <= high and (last <= mask + odd or low <= odd)
 
 
 # --- pushing and popping -----------------------------------------------------------------------------------------------------
 
 def check_top(r: Registers, above: int, words: int, size: int) -> None:
     """Some words can be popped, from `above` the stack's top upwards."""
-    if not holds(r.ss.q, r.esp + above, words, size, words):
+    if not holds(r.ss.q, r.esp + above, words, size):
         raise Fault(SS, 0)
 
 
 def check_room(segment: Segment, esp: int, words: int, size: int, error: int) -> None:
     """Some words can be pushed; the error names a new stack."""
-    if not holds(segment.q, esp - words * size, words, size, words):
+    if not holds(segment.q, esp - words * size, words, size):
         raise Fault(SS, error)
 
 

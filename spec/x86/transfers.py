@@ -31,7 +31,6 @@ from spec.x86.descriptors import (
 from spec.x86.paging import Fault
 from spec.x86.segments import Registers, Segment, Table, check_fetch, cpl_of, keep
 from spec.x86.stacks import (
-    PARAMETERS,
     Transfer,
     Tss,
     check_room,
@@ -234,13 +233,13 @@ def call_inner(r: Registers, table: Table, tss: Tss, gate: int, cs: Segment) -> 
     below = moved(ss.q, esp, -2 * size)
     check_room(ss, esp, 2, size, error_code(ss.selector))
     bottom = moved(ss.q, below, -parameters * size)
-    if not holds(ss.q, bottom, parameters, size, PARAMETERS):
+    if not holds(ss.q, bottom, parameters, size):
         raise Fault(SS, error_code(ss.selector))
     check_room(ss, bottom, 2, size, error_code(ss.selector))
     # step 3: the target lies within the segment
     check_fetch(cs.q, gate_offset(gate))
     # step 4: so do the parameters within the old stack
-    if not holds(r.ss.q, r.esp, parameters, size, PARAMETERS):
+    if not holds(r.ss.q, r.esp, parameters, size):
         raise Fault(SS, 0)
     inner = r._replace(cs=cs, ss=ss, eip=gate_offset(gate), esp=loaded(ss.q, r.esp, esp))
     top = push(inner, (r.ss.selector, r.esp), size)

@@ -3,7 +3,7 @@ from collections.abc import Iterable
 
 from emulator.target import EmulatorTarget
 from spec.abi import PAGE_SIZE, Xen2003
-from spec.vocabulary import DomainSetup, Execute, Hypercall, Load, Observation, Outcome, Setup, Store, unpack_frame
+from spec.vocabulary import DomainSetup, Execute, Hypercall, Load, LoadSegment, Observation, Outcome, Setup, Store, unpack_frame
 
 BUFFER = 2                                      # the page in which a guest writes its requests
 LIST = 3                                        # the page for lists within requests
@@ -76,6 +76,9 @@ class Guest:
     def execute(self, va: int, user: bool = False) -> Execute:
         return Execute(self.domid, va, user)
 
+    def load_segment(self, register: str, selector: int, user: bool = False) -> LoadSegment:
+        return LoadSegment(self.domid, register, selector, user)
+
     def call(self, nr: int, *args: int, data: tuple[tuple[int, tuple[int, ...]], ...] = ()) -> Hypercall:
         return Hypercall(self.domid, nr, args, data)
 
@@ -107,6 +110,28 @@ class Guest:
     def decrease(self, *frames: int) -> Hypercall:
         return self.memory_op(Xen2003.DECREASE, frames)
 
+    def read_only(self, *pages: int) -> list[Hypercall]:
+        """Map pages read-only, so that they can become tables."""
+        return [self.map(page, self.frame(page) << 12 | 1) for page in pages]
+
+    def set_gdt(self, *frames: int, entries: int = 0) -> Hypercall:
+        """A GDT in these frames, of as many entries as fit."""
+        data = ((self.va(LIST), frames),) if frames else ()
+        return self.call(Xen2003.SET_GDT, self.va(LIST), entries or 512 * len(frames), data=data)
+
+    def set_descriptor(self, frame: int, place: int, descriptor: int) -> Hypercall:
+        """update_descriptor."""
+        return self.call(Xen2003.UPDATE_DESCRIPTOR, frame << 12 | place << 3, descriptor & 0xFFFFFFFF, descriptor >> 32)
+
+    def set_ldt(self, page: int, entries: int) -> Hypercall:
+        """An LDT from a page on."""
+        return self.update((self.va(page) | Xen2003.EXTENDED, entries << 8 | Xen2003.SET_LDT))
+
+    def set_traps(self, *handlers: tuple[int, int, int, int], end: tuple[int, ...] = (0, 0)) -> Hypercall:
+        """set_trap_table: (vector, flags, CS, EIP) each."""
+        words = tuple(w for vector, flags, cs, ip in handlers for w in (vector | flags << 8 | cs << 16, ip)) + end
+        return self.call(Xen2003.SET_TRAP_TABLE, self.va(LIST), data=((self.va(LIST), words),))
+
     def multicall(self, *calls: tuple[int, ...]) -> Hypercall:
         words = tuple(word for call in calls for word in (*call, *(0,) * (8 - len(call))))
         data = ((self.va(LIST), words),) if words else ()
@@ -116,6 +141,18 @@ class Guest:
 def request(command: int, frame: int = 0, operand: int = 0) -> tuple[int, int]:
     """An extended command as a request of mmu_update."""
     return frame << 12 | Xen2003.EXTENDED, operand << 8 | command
+
+
+def segment(kind: int = 0x13, dpl: int = 1, base: int = 0, pages: int = 1, low: int = 0xFFF) -> int:
+    """A present segment of so many pages; `kind` is S and the type, `low` the last offset in its last page (0xFFF: G is set)."""
+    limit, unit = (pages - 1, 1) if low == 0xFFF else ((pages - 1) << 12 | low, 0)
+    return (limit & 0xFFFF | (base & 0xFFFFFF) << 16 | kind << 40 | dpl << 45 | 1 << 47 | limit >> 16 << 48 | unit << 55 | 1 << 54
+            | base >> 24 << 56)
+
+
+def gate(selector: int, kind: int = 0xC, dpl: int = 1, offset: int = 0xC0001000, parameters: int = 0) -> int:
+    """A present gate."""
+    return offset & 0xFFFF | selector << 16 | parameters << 32 | kind << 40 | dpl << 45 | 1 << 47 | offset >> 16 << 48
 
 
 # --- looking at the machine ---------------------------------------------------------------------------------------------------

@@ -175,7 +175,7 @@ def test_a_program_longer_than_the_record_area(target, guest):
 
 
 @pytest.mark.parametrize("action", [
-    Hypercall(9, 99, ()), Hypercall(1, 0, ()), Hypercall(1, 256 + 15, ()), Hypercall(1, 1, (1 << 32, 0)),
+    Hypercall(9, 99, ()), Hypercall(1, 2, ()), Hypercall(1, 256 + 8, ()), Hypercall(1, 1, (1 << 32, 0)),
     Hypercall(1, 1, (-1, 0)), Hypercall(1, 99, (1, 2, 3, 4, 5, 6)), Hypercall(1, 99, (), ((0xC0005001, (1,)),)),
     Hypercall(1, 99, (), ((0xC0005000, ()),)), Hypercall(1, 99, (), ((0xC0005FFC, (1, 2)),)), "load"])
 def test_what_it_cannot_do_it_refuses_clearly(target, guest, action):

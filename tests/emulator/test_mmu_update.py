@@ -319,4 +319,5 @@ def test_set_ldt(target, guest):
     end = 0xFC400000
     assert target.run([ldt(0xC0001000, 8192), ldt(end - 0x10000, 8192), ldt(end, 0), ldt(0xC0001004, 1), ldt(0xC0001000, 8193),
                        ldt(end - 0xF000, 8192), ldt(0xFFFFF000, 1), ldt(0xFFFFF000, 0)]) == [value(0)] * 3 + [BAD] * 5
-    assert target.hypervisor.ldt == {1: (end, 0)}
+    kernel = target.hypervisor.descriptors.kernels[1]
+    assert (kernel.ldt_base, kernel.ldt_entries) == (end, 0)

@@ -21,7 +21,7 @@ from tests.emulator.guest import setup_of
 def bare_hypervisor():
     """A hypervisor over plain memory, without a processor."""
     setup = setup_of(3)
-    return hv.Hypervisor(memoryview(bytearray(setup.frames * 4096)), boot(setup), invlpg=lambda va: None)
+    return hv.Hypervisor(memoryview(bytearray(setup.frames * 4096)), boot(setup), invlpg=lambda va: None, fourth=lambda: 0)
 
 
 @given(st.integers(0, 1 << 32), st.integers(0, 2), st.sampled_from([0, 3, 20, 1024]), st.booleans())

@@ -2,12 +2,14 @@
 import pytest
 
 from emulator.audit import recount
+from emulator.descriptors import Descriptors
 from emulator.hypervisor import Hypervisor
 from emulator.machine import Machine
 from emulator.planted import PLANTS, planted
+from emulator.traps import Traps
 from oracle.cite import historic_bugs
 from spec.abi import Xen2003
-from tests.emulator.guest import LIST, PTE, SETUP, Guest, request, setup_of, visible
+from tests.emulator.guest import LIST, PTE, SETUP, Guest, gate, request, segment, setup_of, visible
 
 Z, G, O = (Guest(SETUP, d) for d in range(3))       # domain 0, a guest, and another  # noqa: E741
 SHORT = setup_of(3, frames=700)                     # fewer than 512 frames are free
@@ -42,6 +44,11 @@ def stale(guest, page):
 def many(flags):
     """More entries than a plain loop is used for."""
     return tuple((k, G.frame(30 + k % 5) << 12 | flags) for k in range(20))
+
+
+def with_ldt(guest):
+    """An LDT of 8 entries; one of them can be loaded."""
+    return guest.set_descriptor(guest.frame(A), 1, segment()), *guest.read_only(A), guest.set_ldt(A, 8)
 
 
 DETECT = {
@@ -112,6 +119,45 @@ DETECT = {
     "increase-ignores-the-slack": [S.unmap(30), S.decrease(S.frame(30)), S.increase(1)],
     "decrease-of-a-mapped-frame": [G.map(30, F << 12 | RO), G.decrease(F)],
     "decrease-unpins": [table(G, A), G.extended(PIN_L1, G.frame(A)), G.unmap(A), G.decrease(G.frame(A))],
+    "ring-0-descriptor": [G.set_descriptor(F, 5, segment(dpl=0))],
+    "call-gate-target-unchecked": [G.set_descriptor(F, 5, gate(0x809))],
+    "segment-one-byte-too-long": [G.set_descriptor(F, 5, segment(base=Xen2003.GUEST_END - 0x10, low=0x10))],
+    "expand-down-segment": [G.set_descriptor(F, 5, segment(0x17))],
+    "system-descriptors": [G.set_descriptor(F, 5, gate(0x819, kind=0xE))],
+    "last-descriptor-unseen": [G.store(G.va(A) + 0xFFC, 0x8000), *G.read_only(A), G.set_gdt(G.frame(A))],
+    "gdt-first-frame-only": [G.store(G.va(B) + 4, 0x8000), *G.read_only(A, B), G.set_gdt(G.frame(A), G.frame(B))],
+    "gdt-stale-type": [*G.read_only(A, B), *map(G.set_gdt, (G.frame(A), G.frame(B), G.frame(A)))],
+    "gdt-of-others-frames": [*G.read_only(A), Z.set_gdt(G.frame(A))],
+    "gdt-without-room": [*G.read_only(A), G.set_gdt(G.frame(A), entries=295)],
+    "gdt-xens-entries-twice": [*G.read_only(A), G.set_gdt(G.frame(A), G.frame(A))],
+    "gdt-untyped": [*G.read_only(A), G.set_gdt(G.frame(A)), G.map(A, G.frame(A) << 12 | RWX)],
+    "gdt-old-pages-kept": [*G.read_only(A, B), G.set_gdt(G.frame(A)), G.set_gdt(G.frame(B))],
+    "gdt-half-filled": [*G.read_only(A), G.set_gdt(G.frame(A))],
+    "gdt-no-flush": [*G.read_only(A), G.extended(Xen2003.TLB_FLUSH), *stale(G, 30), G.set_gdt(G.frame(A)), G.load(G.va(30))],
+    "xens-entry-replaced": [*G.read_only(A), G.set_gdt(G.frame(A)), G.set_descriptor(G.frame(A), 295, 0)],
+    "descriptor-into-a-table": [G.set_descriptor(G.l1, 10, 0)],
+    "descriptor-of-others": [Z.set_descriptor(F, 5, 0)],
+    "ldt-kept-on-set-ldt": [*G.read_only(A, B), G.set_ldt(A, 8), G.set_ldt(B, 8)],
+    "ldt-kept-on-base-switch": [*G.read_only(A), l2_entry(G, SLOT, G.l1 << 12 | RWX),
+                                G.update(((SLOT << 22) + (A << 12) | Xen2003.EXTENDED, 8 << 8 | Xen2003.SET_LDT)),
+                                table(G, B, (768, G.l1 << 12 | RWX)), G.extended(BASE, G.frame(B))],
+    "ldt-kept-when-unmapped": [*G.read_only(A), G.set_ldt(A, 8), G.unmap(A)],
+    "ldt-no-flush": [*G.read_only(A), G.set_ldt(A, 8), *stale(G, 30), G.set_ldt(A, 16), G.load(G.va(30))],
+    "ldt-unchecked": [G.store(G.va(A) + 4, 0x8000), *G.read_only(A), G.set_ldt(A, 8)],
+    "ldt-still-in-the-window": [*with_ldt(G), G.unmap(A), G.load_segment("ds", 0xD)],
+    "gdt-limit": [G.set_descriptor(G.frame(A), 300, segment()), *G.read_only(A), G.set_gdt(G.frame(A), entries=300),
+                  G.load_segment("ds", 300 << 3)],
+    "gdt-of-the-last-domain": [*G.read_only(A), *O.read_only(B), O.set_gdt(O.frame(B)), G.set_gdt(G.frame(A)),
+                               O.set_descriptor(O.frame(B), 1, segment()), O.load_segment("ds", 9)],
+    "ldt-limit": [*with_ldt(G), G.set_descriptor(G.frame(A), 8, segment()), G.load_segment("ds", 8 << 3 | 4)],
+    "ldt-never-mapped": [*with_ldt(G), G.unmap(A), *G.read_only(A), G.load_segment("ds", 0xD)],
+    "trap-selector-unchecked": [G.set_traps((3, 0, 0x809, 5))],
+    "callback-selector-of-32-bits": [G.call(Xen2003.SET_CALLBACKS, 0x10809, 0, 0x819, 0)],
+    "stack-of-ring-0": [G.call(Xen2003.STACK_SWITCH, 0x10, 0)],
+    "fast-hypercall": [G.call(Xen2003.SET_FAST_TRAP, 0x82)],
+    "fast-trap-masks-nothing": [G.set_traps((0x80, 4, 0x819, 5)), G.call(Xen2003.SET_FAST_TRAP, 0x80)],
+    "breakpoint-in-xen": [G.call(Xen2003.SET_DEBUGREG, 0, 0xFC400000)],
+    "debug-registers-guarded": [G.call(Xen2003.SET_DEBUGREG, 7, 0x2000)],
     "decrease-undone-by-an-error": [G.unmap(30), G.decrease(F, 0), G.increase(1)],
 }
 
@@ -158,11 +204,13 @@ def test_the_real_bugs_that_they_are_like_can_be_cited():
 
 def test_afterwards_the_classes_are_as_they_were(only_target):
     only_target.reset(SETUP)
-    before = dict(vars(Hypervisor)), dict(vars(Machine))
+    def now():
+        return [dict(vars(each)) for each in (Hypervisor, Machine, Descriptors, Traps)]
+    before = now()
     for name in PLANTS:
         with planted(only_target, name):
-            assert (dict(vars(Hypervisor)), dict(vars(Machine))) != before
-    assert (dict(vars(Hypervisor)), dict(vars(Machine))) == before
+            assert now() != before
+    assert now() == before
 
 
 def test_a_plant_outlives_another_setup(only_target):

@@ -7,11 +7,11 @@ import pytest
 from emulator.audit import recount
 from emulator.boot import boot
 from emulator.errors import HarnessError
-from emulator.layout import RECORD_FRAME, RECORD_FRAMES, SCRATCH_FRAME
+from emulator.layout import IDT_FRAME, LDT_MAPPED_OFFSET, RECORD_FRAME, RECORD_FRAMES, SCRATCH_FRAME
 from emulator.target import EmulatorTarget
 from spec.abi import DOMID_XEN, L1, L2, NONE, PAGE_SIZE, WRITABLE, Xen2003
 from spec.vocabulary import FREE_FRAME, DomainSetup, Setup, unpack_frame
-from tests.emulator.guest import PTE, Guest, frame_words, setup_of, value, visible
+from tests.emulator.guest import PTE, Guest, frame_words, segment, setup_of, value, visible
 
 MAP = Xen2003.UPDATE_VA_MAPPING
 
@@ -47,7 +47,19 @@ def random_program(setup, seed, length):
             lambda: g.map(r.randrange(20, 80), entry(), r.randrange(4)), lambda: g.unmap(20 + r.randrange(6), r.randrange(4)),
             lambda: g.decrease(*(frame() for _ in range(r.randrange(1, 3)))), lambda: g.increase(r.randrange(3)),
             lambda: g.multicall((MAP, 0xC0000 + r.randrange(20, 80), entry(), r.randrange(4)), (MAP, 0xC0014, entry(), 3))))()
-    return [action(r.choice(guests)) for _ in range(length)]
+
+    def descriptors(g):
+        page, other = 20 + r.randrange(6), 20 + r.randrange(6)
+        selector = r.choice((0, 1, 256, 259, 300, 515)) << 3 | r.randrange(8)
+        return r.choice((
+            lambda: g.read_only(page)[0], lambda: g.read_only(page)[0],
+            lambda: g.set_gdt(*map(g.frame, r.choice(((page,), (page, other))))), lambda: g.set_ldt(page, r.choice((0, 8, 600))),
+            lambda: g.set_descriptor(frame(), r.choice((0, 1, 256, 300)), segment(r.choice((0x13, 0x12)), r.randrange(4))),
+            lambda: g.load_segment(r.choice(("ds", "es", "fs", "gs", "ss")), selector, r.random() < .3),
+            lambda: g.set_traps((r.choice((0x20, 0x80, 5)), r.randrange(8), r.choice((0x819, 0x809)), 5)),
+            lambda: g.call(Xen2003.SET_FAST_TRAP, r.choice((0, 0x20, 0x80))),
+            lambda: g.call(Xen2003.STACK_SWITCH, r.getrandbits(16), r.getrandbits(32))))()
+    return [(descriptors if r.random() < .25 else action)(r.choice(guests)) for _ in range(length)]
 
 
 def whole_machine(target):
@@ -56,7 +68,9 @@ def whole_machine(target):
     ram = np.frombuffer(hypervisor.bytes, np.uint8).copy()
     ram[SCRATCH_FRAME * PAGE_SIZE:(RECORD_FRAME + RECORD_FRAMES) * PAGE_SIZE] = 0
     ram[3 * PAGE_SIZE:4 * PAGE_SIZE] = 0        # the ring-0 stack
-    return (ram.tobytes(), hypervisor.npg.tobytes(), hypervisor.base.copy(), hypervisor.pages.copy(), hypervisor.ldt.copy(),
+    ram[IDT_FRAME * PAGE_SIZE + LDT_MAPPED_OFFSET] = 0      # an answer that nobody waits for
+    return (ram.tobytes(), hypervisor.npg.tobytes(), hypervisor.base.copy(), hypervisor.pages.copy(),
+            dict(hypervisor.descriptors.kernels),
             hypervisor.extent, hypervisor.pool.free, hypervisor.current, hypervisor.flush_due)
 
 
@@ -85,7 +99,7 @@ def test_the_random_programs_do_something(only_target):
         for action, outcome in zip(program, only_target.run(program), strict=True):
             key = type(action), outcome.vector < 0 <= outcome.value
             counts[key] = counts.get(key, 0) + 1
-    assert len(counts) == 8
+    assert len(counts) == 10
 
 
 def test_another_setup_in_the_same_process(only_target):

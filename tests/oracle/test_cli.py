@@ -168,7 +168,7 @@ def test_a_bad_program_is_named_with_line_and_field(xenspec: Command, program: P
 
 @pytest.mark.parametrize("command", ["check", "replay --target model"])
 def test_a_program_beyond_the_vocabulary(xenspec: Command, program: Path, command: str) -> None:
-    dump(Program(SETUP, [Load(0, 0xC0000000), Hypercall(1, 4, ())], [Outcome(0), Outcome(0)]), program)
+    dump(Program(SETUP, [Load(0, 0xC0000000), Hypercall(1, 2, ())], [Outcome(0), Outcome(0)]), program)
     program.write_text(program.read_text().replace("\n", "\n\n"))
     done = xenspec(*command.split(), program.name)
     assert done.status == 2

@@ -16,10 +16,12 @@ from oracle.schema import ProgramError, schema, validator
 from spec.abi import L1, L2, WRITABLE
 from spec.vocabulary import (
     FREE_FRAME,
+    SEGMENT_REGISTERS,
     DomainSetup,
     Execute,
     Hypercall,
     Load,
+    LoadSegment,
     Observation,
     Outcome,
     Setup,
@@ -43,7 +45,7 @@ def actions(draw: st.DrawFn, setup: Setup) -> Any:
     """Any action of a domain of the setup."""
     dom, word = draw(st.sampled_from([d.domid for d in setup.domains])), words(setup)
     size = 4 if setup is SETUP else 8
-    match draw(st.sampled_from("hlsx")):
+    match draw(st.sampled_from("hlsxg" if setup is SETUP else "hlsx")):
         case "h":
             places = st.tuples(word, st.integers(0, 4096 // size - 4)).map(lambda p: (p[0] & ~0xFFF) + p[1] * size)
             data = draw(st.lists(st.tuples(places, st.lists(word, min_size=1, max_size=4).map(tuple)), max_size=3).map(tuple))
@@ -52,6 +54,9 @@ def actions(draw: st.DrawFn, setup: Setup) -> Any:
             return Load(dom, draw(word), draw(st.booleans()))
         case "s":
             return Store(dom, draw(word), draw(word), draw(st.booleans()))
+        case "g":
+            register = draw(st.sampled_from(list(SEGMENT_REGISTERS)))
+            return LoadSegment(dom, register, draw(st.integers(0, 0xFFFF)), draw(st.booleans()))
         case _:
             return Execute(dom, draw(word), draw(st.booleans()))
 
@@ -127,7 +132,10 @@ def call(**more: Any) -> str:
     ("[1]", "do", "not an object"),
     ("17", "do", "not an object"),
     ('{"dom": 0}', "do", "missing"),
-    ('{"dom": 0, "do": "smash", "va": 1}', "do", 'unknown action "smash" (known: hypercall, load, store, execute)'),
+    ('{"dom": 0, "do": "smash", "va": 1}', "do", 'unknown action "smash" (known: hypercall, load, store, execute, load_segment)'),
+    ('{"dom": 0, "do": "load_segment", "register": "cs", "selector": 9}', "register", "cs"),
+    ('{"dom": 0, "do": "load_segment", "register": "ds", "selector": "0x10000"}', "selector", "out of range"),
+    ('{"dom": 0, "do": "load_segment", "register": "ds", "va": 9}', "selector", "missing"),
     ('{"dom": 0, "do": ["load"], "va": 1}', "do", "unknown action"),
     ('{"do": "load", "va": 1}', "dom", "missing"),
     ('{"dom": 0, "do": "load"}', "va", "missing"),

@@ -7,7 +7,7 @@ import pytest
 
 from refmodel import Machine, audit, boot
 from spec.abi import DOMID_SELF, US, A, D, P, Xen417, Xen2003
-from spec.vocabulary import DomainSetup, Execute, Hypercall, Load, Outcome, Setup, Store
+from spec.vocabulary import DomainSetup, Execute, Hypercall, Load, LoadSegment, Outcome, Setup, Store
 
 XEN_FRAMES, PAGES, FRAMES = 16, 32, 2048
 Pairs = tuple[tuple[int, ...], ...]
@@ -75,6 +75,9 @@ class Lab:
 
     def execute(self, dom: int, va: int, user: bool = False) -> Outcome:
         return self.m.step(Execute(dom, va, user))
+
+    def load_segment(self, dom: int, register: str, selector: int, user: bool = False) -> Outcome:
+        return self.m.step(LoadSegment(dom, register, selector, user))
 
     def fill(self, dom: int, page: int, words: dict[int, int]) -> None:
         """The guest writes a page of its own."""

@@ -41,7 +41,8 @@ def small() -> Image:
         (frame(XENS, DOMID_XEN, allocated=False), frame(DEVICE, DOMID_IO, WRITABLE, 1),
          frame(SHOWN, DOMID_XEN, NONE, 1, xen_heap=True),
          frame(ROOT, 0, L4, 2, validated=True, pinned=True), frame(TABLE, 0, L1, 1, validated=True, pinned=True),
-         frame(DATA, 0, WRITABLE, 1), frame(SHARED, 0, WRITABLE, 2, xen_heap=True), frame(GDT, 0, SEG_DESC, 1, 3)),
+         frame(DATA, 0, WRITABLE, 1), frame(SHARED, 0, WRITABLE, 2, xen_heap=True),
+         frame(GDT, 0, SEG_DESC, 1, 3, validated=True)),
         {ROOT: root_words(ROOT), TABLE: words(i0=DATA << 12 | FULL, i1=SHARED << 12 | FULL, i2=GDT << 12 | FULL & ~RW)},
         {DATA: 5}, base={0: ROOT}, xen_slots=SLOTS, domain_slot={0: SLOTS[4]}, descriptors={GDT: 1, XENS: 14},
         pages={0: 4}, xen_pages={0: 1}, max_pages={0: 10})

@@ -6,7 +6,7 @@ from random import Random
 import pytest
 
 from refmodel import audit
-from spec.abi import L1, L2, PSE, RW, US, WRITABLE, A, D, G, P, Xen2003
+from spec.abi import EINVAL, L1, L2, LDT_DESC, PSE, RW, SEG_DESC, US, WRITABLE, A, D, G, P, Xen2003
 from spec.vocabulary import Execute, Load, Store
 
 X = Xen2003
@@ -113,6 +113,73 @@ class Fuzz:
         self.xen.uvm(dom, va, self.pick(0, f << 12 | P), self.pick(0, X.UVMF_INVLPG))
         self.done(f"extended {level - 1}", self.xen.extended(dom, level - 1, f))
 
+    def descriptor(self):
+        """A descriptor: absent, a segment, a gate, any; mostly legal."""
+        return self.pick(0, self.r.getrandbits(47), 0x00CFB2000000C3FF, 0x00CFFA000000C3FF, 0x00CFB2000000C400,
+                         0x0000EC0008190000, 0x0000EC0008090000, 0x00CF92000000FFFF, self.r.getrandbits(64))
+
+    def page_of_descriptors(self):
+        """Write some into a page, and make its frame idle: its page."""
+        dom, page = self.dom, self.r.randrange(8, 24)
+        f, va = self.xen.frame(dom, page), self.xen.va(page)
+        if self.xen.uvm(dom, va, f << 12 | FULL, X.UVMF_INVLPG) == 0:
+            self.xen.store(dom, va, 0)
+            for _ in range(self.pick(0, 0, 1, 2)):
+                q, i = self.descriptor(), self.pick(0, 2, 14, 512, 600, 1022)
+                self.xen.store(dom, va + 4 * i, q & 0xFFFFFFFF)
+                self.xen.store(dom, va + 4 * i + 4, q >> 32)
+            self.xen.uvm(dom, va, f << 12 | P, self.pick(0, X.UVMF_INVLPG))
+        return page
+
+    def gdt(self):
+        """A new GDT of new pages, old ones, and others."""
+        s, dom = self.xen.m.s, self.dom
+        old = [s.gdt[dom, n] for n in range(16) if s.has_gdt[dom, n]]
+        frames = [self.xen.frame(dom, self.page_of_descriptors())] if self.r.random() < 0.6 or not old else old[:]
+        frames += self.pick([], [], old[1:], old, [self.frame()], [self.xen.frame(dom, self.page_of_descriptors())] * 2)
+        frames = frames[:16]
+        entries = 512 * len(frames) - self.pick(0, 0, 0, 1, 216, 217)
+        self.done("gdt", self.xen.call(dom, X.SET_GDT, self.xen.va(2), entries, data=((self.xen.va(2), tuple(frames)),)))
+
+    def ldt(self):
+        """An LDT at new pages; pages of it are mapped, or dropped with a mapping of theirs."""
+        xen, dom, roll = self.xen, self.dom, self.r.random()
+        if roll < 0.5:
+            page = self.page_of_descriptors()
+            self.done("extended 8", xen.extended(dom, X.SET_LDT, xen.va(page) >> 12, self.pick(0, 512, 1024, 8192) << 8))
+        elif roll < 0.8:
+            xen.load_segment(dom, "gs", self.pick(0, 1, 2, 15) << 12 | 5)
+        else:
+            window = xen.va(self.r.randrange(34, 40))
+            for entry in (self.owned(dom, LDT_DESC) << 12 | P, 0):
+                self.done("uvm", xen.uvm(self.pick(dom, dom, 0), window, entry, X.UVMF_INVLPG))
+
+    def update_descriptor(self):
+        q, kind = self.descriptor(), self.pick(None, 0, WRITABLE, SEG_DESC, SEG_DESC, LDT_DESC, L1)
+        f = self.owned(self.dom, kind) if self.r.random() < 0.9 else self.frame()
+        if f != self.xen.frame(self.dom, 2):
+            address = f << 12 & 0xFFFFFFFF | self.pick(0, 8, 1024, 2048, 2056, 2360, 2368, 4088, 4)
+            self.done("descriptor", self.xen.call(self.dom, X.UPDATE_DESCRIPTOR, address, q & 0xFFFFFFFF, q >> 32))
+
+    def load_segment(self):
+        index = self.pick(0, 1, 7, 256, 300, 511, 259, 260, 262, 768)
+        selector = index << 3 | self.pick(0, 4) | self.pick(1, 1, 3, 2)
+        out = self.xen.load_segment(self.dom, self.pick("ds", "gs", "ss"), selector, self.pick(False, True))
+        self.done("load segment", -1 if out.vector >= 0 else 0)
+
+    def handlers(self):
+        xen, dom, v, cs = self.xen, self.dom, self.pick(3, 0x20, 0x80, 0x180), self.pick(0x819, 0x39, 0x809, 0x1082B, 0x5)
+        flags = self.pick(0, 3, 4)
+        self.done("traps", xen.call(dom, X.SET_TRAP_TABLE, xen.va(2), data=(
+            (xen.va(2), (v & 0xFF | flags << 8 | (cs & 0xFFFF) << 16, 8, 0, 0)),)))
+        self.done("fast trap", xen.call(dom, X.SET_FAST_TRAP, self.pick(v, v, 0)))
+        self.done("callbacks", xen.call(dom, X.SET_CALLBACKS, cs, 1, self.pick(0x819, cs), 2))
+        self.done("stack", xen.call(dom, X.STACK_SWITCH, self.pick(0x821, 0x820), 3))
+        r = self.pick(0, 3, 4, 6, 7, 8)
+        self.done("set debug", xen.call(dom, X.SET_DEBUGREG, r, self.r.getrandbits(32)))
+        value = xen.call(dom, X.GET_DEBUGREG, r)
+        self.done("get debug", -1 if value == -EINVAL else 0)
+
     def memory(self):
         op = self.pick(X.INCREASE, X.DECREASE, X.DECREASE, 2)
         page, first = self.r.randrange(5, 28), self.xen.frame(self.dom, 0)
@@ -143,7 +210,8 @@ class Fuzz:
 
     def run(self, steps):
         moves = [self.normal] * 7 + [self.uvm] * 4 + [self.extended] * 4 + [self.make_table] * 2 + [self.memory] * 2 \
-            + [self.machphys, self.multicall] + [self.access] * 4
+            + [self.machphys, self.multicall, self.handlers] + [self.access] * 4 \
+            + [self.gdt, self.ldt, self.update_descriptor, self.load_segment] * 2
         for n in range(steps):
             if self.r.random() < 0.2:
                 self.dom = self.r.choice(self.doms)

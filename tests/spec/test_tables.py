@@ -1,7 +1,7 @@
 """Page tables: legal entries, validation and draining, and writes to entries."""
 import pytest
 
-from spec.abi import L1, NONE, PCD, PSE, RW, US, WRITABLE, A, D, G, P
+from spec.abi import L1, NONE, PCD, PSE, RW, SEG_DESC, US, WRITABLE, A, D, G, P
 from spec.kernel import Refused
 from spec.profile import PROFILES
 from spec.tables import (
@@ -94,21 +94,22 @@ TRIALS = [
         "VALID-4.3": lambda w, a: w.put("type", a["f"], w.p.root),
     }),
     (finish, lambda w: in_validation(w, upto=w.p.entries), {
-        "VALID-2.1": lambda w, a: a.update(d=OTHER),
-        "VALID-2.2": lambda w, a: w.put("type_count", a["f"], 0),
-        "VALID-2.3": lambda w, a: w.put("type", a["f"], WRITABLE),
-        "VALID-5.1": lambda w, a: w.put("upto", a["f"], w.p.entries - 1),
+        "VALID-5.1": lambda w, a: a.update(d=OTHER),
+        "VALID-5.2": lambda w, a: w.put("type_count", a["f"], 0),
+        "VALID-5.3": lambda w, a: w.put("upto", a["f"], w.p.entries - 1),
     }),
     (drain_entry, draining, {
         "DRAIN-1.1": lambda w, a: a.update(d=OTHER),
         "DRAIN-1.2": lambda w, a: w.put("type_count", a["f"], 1),
         "DRAIN-1.3": lambda w, a: w.put("upto", a["f"], 0),
+        "DRAIN-1.4": lambda w, a: w.put("type", a["f"], SEG_DESC),
     }),
     (drain_absent, lambda w: draining(w) | {"first": 1}, {
         "DRAIN-2.1": lambda w, a: a.update(d=OTHER),
         "DRAIN-2.2": lambda w, a: w.put("type_count", a["f"], 1),
         "DRAIN-2.3": lambda w, a: a.update(first=2),
         "DRAIN-2.4": lambda w, a: a.update(first=0),
+        "DRAIN-2.5": lambda w, a: w.put("type", a["f"], SEG_DESC),
     }),
     (write_entry, new_l1_entry, {
         "WRITE-1.1": lambda w, a: a.update(d=OTHER),

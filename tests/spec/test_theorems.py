@@ -119,4 +119,5 @@ def test_a_frame_on_its_way_back_may_still_be_written(cached):
 
 
 def test_every_theorem_is_broken_above():
-    assert {rule for rule, *_ in BROKEN} == {rule.id for rule in RULES.values() if rule.kind == "theorem"} == set(THEOREMS)
+    theorems = {rule.id for rule in RULES.values() if rule.kind == "theorem" and not rule.id.startswith("RING-")}
+    assert {rule for rule, *_ in BROKEN} == theorems == set(THEOREMS), "for those about rings see test_rings.py"
