@@ -50,10 +50,10 @@ class MmuCalls(Pointers):
     """A machine with the calls that change page tables.
 
     Xen gives up what a request took out of an upper table, or left half validated, in a continuation of the call (X-1):
-    `leftover` says that there is something.
+    `leftover` says that there is something; `again` that the continuation begins with the same request.
     """
     listed: Listed | None = None
-    leftover = False
+    leftover = again = False
 
     # --- whose frames ---
 
@@ -94,16 +94,17 @@ class MmuCalls(Pointers):
         if count & X.CONTINUED:
             raise ModelError("bit 31 of a count is Xen's own mark of a continued call")
         base = first = n = result = 0       # n requests are done, n - first since the call was last begun; `pdone` said base then
-        self.leftover, self.concrete.pending = False, None
+        self.leftover, self.again, self.concrete.pending = False, False, None
         try:
             while n < count:
                 at = (ptr + kind.size * n) % ADDRESSES
-                if self.is_interrupted():
+                if self.again or self.is_interrupted():
+                    self.again = False
                     self.end_leg(d, pdone, base + n - first)
                     self.call_again(d, at, count - n | X.CONTINUED, pdone)
                     base, first = self.told(d, pdone), n
                 self.noted(kind, perform, self.read(d, at, kind.size))
-                n += 1
+                n += not self.again
         except Error as error:
             self.note(error)
             result = -error.errno

@@ -101,6 +101,19 @@ def test_a_page_that_others_write_is_not_overwritten_even_with_what_the_model_ha
     assert ground.tried(call)[0] == SHARED_INFO
 
 
+@pytest.mark.parametrize("command", [(Xen417.COPY_PAGE, 20, 41), (Xen417.COPY_PAGE, 41, 20), (Xen417.CLEAR_PAGE, 20, 0)])
+def test_the_code_is_neither_copied_nor_overwritten_though_the_model_holds_it_for_empty(command: tuple[int, int, int]) -> None:
+    held = runner(Grounded())
+    first, buffer, ground = held.setup.domains[0].first, va(2), held.generator.ground
+    assert ground is not None
+    op, to, source = command
+    call = Hypercall(0, Xen417.MMUEXT_OP, (buffer, 1, 0, DOMID_SELF), ((buffer, (op, first + to, first + source)),))
+    assert ground.tried(call)[0] == SHARED_INFO
+    assert ground.tried(Load(0, va(20) + 8))[0] == SHARED_INFO
+    assert ground.tried(Store(0, va(20) + 8, 0))[0] == EXECUTOR_WINDOW
+    assert ground.tried(Load(0, va(21)))[0] == ""
+
+
 def test_a_divergence_is_shrunk_and_its_ground_respected() -> None:
     """A plainer number than the one that is refused would unmap the code."""
     target = Grounded()

@@ -146,7 +146,7 @@ def test_a_domu_gets_no_more_than_its_limit(two: Held) -> None:
 def test_the_death_of_a_domu_is_reported_and_survived(two: Held) -> None:
     target, setup, _machine = two
     target.reset(setup)
-    with pytest.raises(Exception, match=r"died of action 3: (?s:.)*crashed"):
+    with pytest.raises(Exception, match=r"died of action 3 since its reset: (?s:.)*crashed"):
         target.run([Load(0, va(4)), Load(1, va(4)), Load(0, va(4)), update(1, frame(two, 1, -1), 0, 0), Load(0, va(4))])
     with pytest.raises(Exception, match="reset first"):
         target.run([Load(0, va(4))])
