@@ -128,6 +128,26 @@ def test_a_divergence_is_shrunk_and_its_ground_respected() -> None:
     assert not any(isinstance(a, Hypercall) and a.args[:2] == (va(20), 0) for sent in target.programs for a in sent)
 
 
+class Forgetful(LiveModel):
+    """A store of 13 is lost, which only the state shows."""
+
+    def run(self, actions: Sequence[Action]) -> list[Outcome]:
+        lost = [replace(a, value=0) if isinstance(a, Store) and a.value == 13 else a for a in actions]
+        return super().run(lost)
+
+
+def test_a_difference_of_state_is_put_down_to_the_action_that_makes_it() -> None:
+    target = Forgetful()
+    held = runner(target)
+    assert isinstance(held, LiveRunner)
+    program: list[Action] = [Store(0, va(4) + 8 * n, 13 if n == 333 else n + 100) for n in range(480)]
+    verdict = play(held.machine, target, held.setup, program)
+    assert (verdict.at, len(verdict.differences)) == (480, 1)   # seen at the end of its piece
+    actions, verdict = held.located(program, verdict)
+    assert list(actions) == program[:334]
+    assert (verdict.at, verdict.differences[0].where) == (334, f"frame {held.setup.domains[0].first + 4} word 333")
+
+
 def test_nothing_is_shrunk_when_the_time_of_grace_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     target = Grounded()
     held = runner(target, seconds=60.0)
