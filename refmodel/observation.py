@@ -163,8 +163,11 @@ class Mirror:
                 if (d := self.word_difference(r, i, int(seen[r, i]), choices))]
 
     def shown_differences(self, seen: Words, shown: tuple[int, ...], choices: Choices) -> list[Difference]:
-        """Words that differ in the frames that are shown.  Of changes that the model makes in other frames, such as a domain's that
-        another one maps, nothing can be said here: they are counted as forgiven, and show where they are read."""
+        """Words that differ in the frames that are shown.
+
+        Of changes that the model makes in other frames, such as a domain's that another one maps, nothing can be said here: they
+        are counted as forgiven, and show where they are read.
+        """
         low = self.xen_frames
         unlike_rows, columns = np.nonzero(self.words[np.array(shown, dtype=np.intp) - low] != seen)
         out = [d for r, i in zip(unlike_rows.tolist(), columns.tolist(), strict=True)
