@@ -61,7 +61,6 @@ class Machine:
     def reset(self) -> None:
         """Back to the start of the machine; the cost is that of what changed."""
         self.concrete.rollback(0)
-        self.concrete.given.clear()
         self.current = None
         self.mode = False
         self.flush_due = False              # a hypercall that ended in a ModelError leaves it behind

@@ -67,8 +67,8 @@ class ConcreteState:
         self.opaque: frozenset[int] = frozenset()       # frames whose words are not known: somebody else writes them at any time
         self.pending: int | None = None                 # the table of the last failed validation that Xen undoes only later
         self.lost = ""                                  # what Xen, or the model, loses hold of, since somebody set it to ""
-        self.given: dict[int, int] = {}                 # frames given in exchange -> the clock then
         self.log: list[tuple[UndoMap, Any, Any]] = []
+        self.given = UndoMap("given", -1, self.log)     # free frames that were given in exchange -> the clock then
         self.low = 0                                    # the length to which the log went back since somebody set it
         neutral = {"bool": False, "dom": NOBODY, "pfn": profile.all_ones}
         self.words = WordMap("word", self.log)
