@@ -12,6 +12,7 @@ from oracle.targets import HarnessError, RealTarget, Target, model_of
 from oracle.worker import held_target
 from refmodel import Machine
 from refmodel.state import Change
+from spec.kernel import SCHEMA
 from spec.vocabulary import Action, Observation, Outcome, Setup
 
 # Maps that only say when something happened, or serve the proofs: of no use to who reads what a step changed.
@@ -110,7 +111,8 @@ def changes_since(machine: Machine, mark: int) -> tuple[Change, ...]:
     """What the state's maps hold otherwise than at the mark."""
     before: dict[tuple[str, tuple[int, ...]], int] = {}
     for entries, key, old in machine.concrete.log[mark:]:
-        before.setdefault((entries.name, key if isinstance(key, tuple) else (key,)), int(old))
+        if entries.name in SCHEMA:          # the model keeps notes of its own, too
+            before.setdefault((entries.name, key if isinstance(key, tuple) else (key,)), int(old))
     found = []
     for (name, key), old in before.items():
         new = int(machine.concrete.maps[name][key if len(key) > 1 else key[0]])
