@@ -135,15 +135,15 @@ class Waiting:
     """
 
     def __init__(self) -> None:
-        self.by_merit: list[tuple[int, int, int, int, tuple[int, ...]]] = []
-        self.by_turns: list[tuple[int, int, int, int, tuple[int, ...]]] = []
+        self.by_merit: list[tuple[int, int, int, tuple[int, ...]]] = []
+        self.by_turns: list[tuple[int, int, int, tuple[int, ...]]] = []
         self.taken: set[tuple[int, ...]] = set()
 
     def add(self, forced: tuple[int, ...], explained: int) -> None:
         """The last choice is the one that was turned; of those alike the latest in the program comes first."""
-        turned, order = sum(option != 0 for option in forced), len(self.by_merit) + len(self.taken)
-        heapq.heappush(self.by_merit, (-explained, turned, -len(forced), order, forced))
-        heapq.heappush(self.by_turns, (turned, -explained, -len(forced), order, forced))
+        turned = sum(option != 0 for option in forced)
+        heapq.heappush(self.by_merit, (-explained, turned, -len(forced), forced))
+        heapq.heappush(self.by_turns, (turned, -explained, -len(forced), forced))
 
     def take(self, merit: bool) -> tuple[int, ...] | None:
         """The next one by either order; None if all were tried."""

@@ -118,6 +118,14 @@ class ConcreteState:
                 add(key)
         return out
 
+    def before(self, mark: int) -> dict[tuple[str, Any], Any]:
+        """What the specification's maps held at the mark where something was stored since; the model's notes are not of them."""
+        old: dict[tuple[str, Any], Any] = {}
+        for m, key, value in self.log[mark:]:
+            if m.name in SCHEMA:
+                old.setdefault((m.name, key), value)
+        return old
+
     def seal(self) -> None:
         """Make the present state the one that `rollback(0)` returns to."""
         self.log.clear()

@@ -4,17 +4,17 @@ from dataclasses import dataclass
 from functools import partial
 from struct import pack
 
-from refmodel.guest import ModelError, demand
+from refmodel.guest import ModelError, demand, mark_way
 from refmodel.references import Error, put_type
 from refmodel.xen417_commands import CONTINUED, DONE, end_name, flush_name, operation_name, request_name
 from refmodel.xen417_entries import TWritable, get_type, is_owned, is_target, replace_leaf, replace_table, with_marks
 from refmodel.xen417_pointers import ADDRESSES, Pointers, addr_ok
 from spec.abi import DOMID_IO, DOMID_SELF, DOMID_XEN, EFAULT, EINVAL, ENOSYS, EPERM, ESRCH, L1, L2, PSE, P, Xen417
 from spec.frames import is_table, mfn_of
-from spec.kernel import DomId, Index, Mfn, Vpn, check
+from spec.kernel import DomId, Index, Mfn, check
 from spec.registers import set_m2p
 from spec.tables import same_authority, write_data
-from spec.x86.tlb import flush, tag_of, walk_start, walk_step
+from spec.x86.tlb import flush
 
 X = Xen417
 WORD = 0xFFFFFFFF                           # counts, owners and results are 32 bits wide
@@ -231,15 +231,13 @@ class MmuCalls(Pointers):
         """
         if not addr_ok(va):
             return None
-        s, f = self.s, self.s.base[d]
-        walk_start(s, d, va, False)
-        for number, level in reversed(tuple(enumerate(self.profile.geometry.levels[1:], 2))):
-            e = s.word[f, Index(va >> level.shift & 511)]
+        mark_way(self.s, d, va, False, L2)
+        f = self.s.base[d]
+        for level in reversed(self.profile.geometry.levels[1:]):
+            e = self.s.word[f, Index(va >> level.shift & 511)]
             if e & P == 0 or e & PSE != 0:
                 return None
-            if number > L2:
-                walk_step(s, d, tag_of(Vpn(va >> 12), False), va)
-            f = mfn_of(s, e)
+            f = mfn_of(self.s, e)
         return f
 
     def drop_as_asked(self, d: DomId, va: int, flags: int) -> None:

@@ -4,7 +4,8 @@ Without QEMU or Xen these tests are skipped, and the summary says so loudly; wit
 """
 import contextlib
 import os
-from collections.abc import Iterator
+import random
+from collections.abc import Iterable, Iterator
 
 import pytest
 from qemu.qmp import QMPError
@@ -13,6 +14,9 @@ from emulator.xen.fetch import Missing, Tools, found
 from emulator.xen.machine import RealXen
 from emulator.xen.subject import Layout, subject
 from emulator.xen.target import XenTarget
+from oracle.generate import Generator
+from oracle.ground import Ground
+from oracle.live import Player, play_generated
 from oracle.targets import default_setup, model_of
 from refmodel import Machine
 from spec.vocabulary import Setup
@@ -96,3 +100,14 @@ def setup(target: XenTarget) -> Setup:
 def machine(target: XenTarget, setup: Setup) -> Machine:
     """and the model of that."""
     return model_of(target, setup)
+
+
+def played(target: XenTarget, setup: Setup, machine: Machine, names: Iterable[str], length: int) -> Iterator[Player]:
+    """Generated programs, each with random numbers of its name, that must agree: the players after them."""
+    generator = Generator(machine, Ground(machine, *target.ground()))
+    for name in names:
+        generator.begin(random.Random(name))
+        player = Player(machine, target, setup)
+        play_generated(generator, player, length, lambda: None)
+        assert player.verdict is None, player.verdict.summary
+        yield player

@@ -1,16 +1,15 @@
 """The real Xen as a target: each kind of action against the model, deaths reported and survived, programs that agree."""
-import random
 from dataclasses import replace
 
 import pytest
 
-from oracle.generate import Generator
 from oracle.ground import DECLARED, EXECUTOR_WINDOW, Ground
-from oracle.live import Player, play, play_generated
+from oracle.live import Player, play
 from oracle.targets import HarnessError, RealTarget, model_of
 from refmodel import audit
 from spec.abi import DOMID_SELF, RW, WRITABLE, P, Xen417
 from spec.vocabulary import Execute, Hypercall, Load, Store, unpack_frame
+from tests.xen.conftest import played
 
 X = Xen417
 HOME = X.BASE
@@ -183,12 +182,7 @@ def test_a_changed_word_is_found(target, setup, machine, frame):
 
 
 def test_programs_agree(target, setup, machine):
-    generator = Generator(machine, Ground(machine, *target.ground()))
-    for n in range(4):
-        generator.begin(random.Random(f"real/{n}"))
-        player = Player(machine, target, setup)
-        play_generated(generator, player, 1500, lambda: None)
-        assert player.verdict is None, player.verdict.summary
+    for player in played(target, setup, machine, [f"real/{n}" for n in range(4)], 1500):
         assert len(player.actions) == 1500
 
 
