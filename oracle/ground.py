@@ -11,6 +11,7 @@ from refmodel.guest import holder
 from refmodel.references import TEARDOWN
 from refmodel.xen417_mmu import CONTINUATION
 from refmodel.xen417_mmuext import CONTENTS
+from refmodel.xen417_reservation import FLUSH
 from spec.abi import DOMID_IO, NX, RW, US, P, Xen417
 from spec.frames import mfn_of
 from spec.kernel import DomId, Vpn
@@ -23,8 +24,9 @@ DEVICE_FRAMES: Final = "device-frames"
 SHARED_INFO: Final = "shared-info"
 LOST_TEARDOWN: Final = "lost-teardown"
 LOST_CONTINUATION: Final = "lost-continuation"
+LOST_FLUSH: Final = "lost-flush"
 # what Xen or the model loses hold of -> the declared difference
-LOSSES: Final = {TEARDOWN: LOST_TEARDOWN, CONTINUATION: LOST_CONTINUATION, CONTENTS: SHARED_INFO}
+LOSSES: Final = {TEARDOWN: LOST_TEARDOWN, CONTINUATION: LOST_CONTINUATION, FLUSH: LOST_FLUSH, CONTENTS: SHARED_INFO}
 OUTSIDE: Final = "outside-the-vocabulary"
 # Differences that a target declares beforehand: what is left out of programs, and why.
 DECLARED: Final[Mapping[str, str]] = {
@@ -35,11 +37,14 @@ DECLARED: Final[Mapping[str, str]] = {
     DEVICE_FRAMES: "requests that name DOMID_IO and one of its frames, the first megabyte: who may act for DOMID_IO can write "
                    "there and name them, and the machine would not be the same after it",
     SHARED_INFO: "loads and copies from a domain's shared_info, where Xen writes at any time, and stores there, which would "
-                 "break the turns that domains take by its event bits",
+                 "break the turns that domains take by its event bits; loads from the executor's own pages, and copies from or "
+                 "over them: the model does not know what is in them",
     LOST_TEARDOWN: "a tree of tables in which one fails after its first slot, the next above at its first, and one above that: "
                    "4.17 remembers one table to undo, and may leak another with its references (X-23)",
     LOST_CONTINUATION: "a call of a list that is continued, when its entry in the list can no longer be written: 4.17 takes the "
                        "error for the number of a hypercall, or lets go; what the call gave up stays until a later one (X-24)",
+    LOST_FLUSH: "memory handed out while a frame is free that was given in an exchange since the last flush: 4.17 takes its "
+                "owner away before it frees it, and then hands it out without the flush that a frame with an owner gets (X-27)",
     OUTSIDE: "what no rule describes, such as memory of a node: programs come to it when a list lies in a page with other "
              "contents"}
 FRAME: Final = ((1 << 40) - 1) << 12
@@ -67,7 +72,9 @@ class Ground:
                     table = (self.word[at] & FRAME) >> 12
                 self.frames.add(table)
         self.tables = {table for table, _ in self.entries}
-        self.shared = machine.concrete.opaque
+        machine.concrete.opaque |= self.frames
+        self.unknown = machine.concrete.opaque
+        self.shared = self.unknown.intersection(machine.shared.values())    # the executor has its domain's mapped, too
 
     def tried(self, action: Action) -> tuple[str, Outcome | None]:
         """Why an action is left out, or "" and what the model makes of it; the caller takes the model back if need be."""
@@ -75,7 +82,7 @@ class Ground:
         if not reason:
             mark, concrete.lost = concrete.mark(), ""
             outcome = self.machine.step(action)
-            reason = LOSSES.get(concrete.lost) or self.lost(mark) or self.reads_shared(action, outcome)
+            reason = LOSSES.get(concrete.lost) or self.lost(mark) or self.reads_unknown(action, outcome)
         return reason, outcome
 
     def forbids(self, action: Action) -> str:
@@ -89,14 +96,14 @@ class Ground:
         s, d = self.machine.s, DomId(action.dom)
         return "" if s.has_user[d] and self.carries(d, s.user_base[d]) else EXECUTOR_WINDOW
 
-    def reads_shared(self, action: Action, outcome: Outcome) -> str:
-        """Why a load that was performed is left out all the same: it went to a shared_info."""
+    def reads_unknown(self, action: Action, outcome: Outcome) -> str:
+        """Why a load that was performed is left out all the same: it went to a shared_info, or to the executor's pages."""
         if not isinstance(action, Load) or outcome.vector >= 0:
             return ""
         s, d = self.machine.s, DomId(action.dom)
         tags = {tag_of(Vpn(va >> 12), False) for va in (action.va, action.va + 7)}
         cached = [held for tag in tags if (held := holder(s, d, tag, False)) is not None]
-        return SHARED_INFO if any(mfn_of(s, s.tlb[d, held]) in self.shared for held in cached) else ""
+        return SHARED_INFO if any(mfn_of(s, s.tlb[d, held]) in self.unknown for held in cached) else ""
 
     def names_devices(self, call: Hypercall) -> bool:
         """A list of requests for DOMID_IO, one of which names a frame of its own."""

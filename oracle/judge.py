@@ -5,7 +5,7 @@ looks for options that explain what the target did: best explanation first, a bo
 """
 import heapq
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
@@ -128,44 +128,71 @@ def stepped(machine: Machine, action: Action, seen: Outcome, start: Start | None
         return NO_OUTCOME
 
 
-def explain(machine: Machine, actions: Sequence[Action], outcomes: Sequence[Outcome], observation: Observation | None = None,
-            full: bool = True, limit: int = ATTEMPTS, start: Start | None = None) -> tuple[Attempt, int]:
-    """The best attempt over the choice points, and how many attempts it took.
+class Waiting:
+    """Choices that are still to be tried: turn about those whose origin explained most, and those that turn the fewest.
 
-    Best first: from the attempt that explains most, the latest choice point before the difference is turned first.  Every path
-    is visited at most once: the children of an attempt turn choice points that its own forced prefix did not settle.
+    Each order alone gets lost: in the variations of a lucky first step, or in those of no step at all.
     """
-    best: Attempt | None = None
-    waiting: list[tuple[tuple[int, int], int, int, tuple[int, ...]]] = [((0, 0), 0, 0, ())]
-    order = runs = 0
-    while waiting and runs < limit:
-        forced = heapq.heappop(waiting)[-1]
-        found = attempt(machine, actions, outcomes, observation, full, forced, start)
-        runs += 1
-        if best is None or found.score < best.score:
-            best = found
-        if found.complete:
-            break
+
+    def __init__(self) -> None:
+        self.by_merit: list[tuple[int, int, int, tuple[int, ...]]] = []
+        self.by_turns: list[tuple[int, int, int, tuple[int, ...]]] = []
+        self.taken: set[tuple[int, ...]] = set()
+
+    def add(self, forced: tuple[int, ...], explained: int) -> None:
+        """The last choice is the one that was turned; of those alike the latest in the program comes first."""
+        turned = sum(option != 0 for option in forced)
+        heapq.heappush(self.by_merit, (-explained, turned, -len(forced), forced))
+        heapq.heappush(self.by_turns, (turned, -explained, -len(forced), forced))
+
+    def take(self, merit: bool) -> tuple[int, ...] | None:
+        """The next one by either order; None if all were tried."""
+        heap = self.by_merit if merit else self.by_turns
+        while heap:
+            forced = heapq.heappop(heap)[-1]
+            if forced not in self.taken:
+                self.taken.add(forced)
+                return forced
+        return None
+
+
+def explain(machine: Machine, actions: Sequence[Action], outcomes: Sequence[Outcome], observation: Observation | None = None,
+            full: bool = True, limit: int = ATTEMPTS, start: Start | None = None,
+            moved: Callable[[], None] = lambda: None) -> tuple[Attempt, int]:
+    """The best attempt over the choice points, and how many attempts it took; `moved` is called before each but the first.
+
+    Every path is visited at most once: the children of an attempt turn choice points that its own forced prefix did not settle.
+    """
+    best, runs, waiting = attempt(machine, actions, outcomes, observation, full, (), start), 1, Waiting()
+    found, forced = best, tuple[int, ...]()
+    while not found.complete and runs < limit:
         options = [option for _, _, option in found.taken]
         for place in range(len(forced), len(found.taken)):
             for option in range(found.taken[place][1]):
                 if option != options[place]:
-                    order += 1
-                    heapq.heappush(waiting, (found.score, -place, order, (*options[:place], option)))
-    assert best is not None, "the limit is at least 1"
+                    waiting.add((*options[:place], option), found.explained)
+        following = waiting.take(merit=runs % 2 == 1)
+        if following is None:
+            break
+        forced, runs = following, runs + 1
+        moved()
+        found = attempt(machine, actions, outcomes, observation, full, forced, start)
+        if found.score < best.score:
+            best = found
     return best, runs
 
 
 # --- the verdict -------------------------------------------------------------------------------------------------------------
 
 def judge(machine: Machine, actions: Sequence[Action], outcomes: Sequence[Outcome], observation: Observation | None = None, *,
-          full: bool = True, limit: int = ATTEMPTS, start: Start | None = None) -> Verdict:
+          full: bool = True, limit: int = ATTEMPTS, start: Start | None = None,
+          moved: Callable[[], None] = lambda: None) -> Verdict:
     """Is this what a machine may do?  Outcomes may stop early (a trace cut short); without an observation they are all.
 
     If it is, the machine is left as after the run that explains it.
     """
     with coverage.uncounted():
-        best, runs = explain(machine, actions, outcomes, observation, full, limit, start)
+        best, runs = explain(machine, actions, outcomes, observation, full, limit, start, moved)
         if best.mine is not None:
             return outcome_verdict(machine, actions, outcomes, best, runs, start)
     if best.differences:

@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 from oracle.generate import Generator, hands_out
 from oracle.ground import Ground
 from oracle.judge import Direction, Start, Verdict, judge
-from oracle.targets import Target, harness_error
+from oracle.targets import Target, told_by
 from refmodel import Machine
 from spec.vocabulary import Action, Observation, Outcome, Setup
 
@@ -45,14 +45,11 @@ class Player:
             return False
         self.judging()
         whole, outcomes = [*self.actions[self.judged_from:], *actions], [*self.earlier, *self.outcomes]
-        return judge(self.machine, whole, outcomes, seen, start=self.boot, limit=LIMIT).agrees
+        return judge(self.machine, whole, outcomes, seen, start=self.boot, limit=LIMIT, moved=self.judging).agrees
 
     def on_target(self, work: Callable[[], T]) -> T:
         """Have the target do something; whatever it raises is a HarnessError."""
-        try:
-            return work()
-        except Exception as e:
-            raise harness_error(self.target.name, e) from e
+        return told_by(self.target, work)
 
     def run(self, actions: Sequence[Action]) -> None:
         """Run actions of this piece on the target."""
@@ -73,7 +70,7 @@ class Player:
             self.looseness += met(machine) - self.before
         else:
             self.judging()
-            verdict = judge(machine, actions, self.outcomes, seen, start=self.start)
+            verdict = judge(machine, actions, self.outcomes, seen, start=self.start, moved=self.judging)
             self.looseness += verdict.looseness
             if not verdict.agrees and not self.explained_by_all(actions, seen):
                 self.verdict = replace(verdict, at=len(self.actions) + verdict.at)

@@ -10,8 +10,9 @@ from oracle.burst import play_burst
 from oracle.generate import Generator
 from oracle.ground import Ground
 from oracle.judge import Verdict
-from oracle.live import LeftOut, Player, play, play_generated
+from oracle.live import PIECE, LeftOut, Player, play, play_generated
 from oracle.runner import (
+    GRACE,
     JUDGING,
     RUNNING,
     BootedRunner,
@@ -69,7 +70,8 @@ class LiveRunner(Runner):
         if player.verdict is None:
             self.audit(index, report)
         else:
-            report.divergences.append(self.divergence(index, *self.shown(player, player.verdict, shrinking), shrinking))
+            found = self.shown(player, player.verdict, shrinking)
+            report.divergences.append(self.divergence(index, *self.located(*found), shrinking))
 
     def burst(self, player: Player) -> None:
         """What comes after a piece."""
@@ -85,6 +87,19 @@ class LiveRunner(Runner):
         if short is not None and short.key == verdict.key:
             return player.actions, short
         return player.full, replace(verdict, at=verdict.at + len(player.full) - len(player.actions))
+
+    def located(self, actions: Sequence[Action], verdict: Verdict) -> tuple[Sequence[Action], Verdict]:
+        """The state is compared at the end of a piece only: where it differs, up to which action is found by playing fewer."""
+        least, most = max(0, verdict.at - 1) // PIECE * PIECE, verdict.at
+        while verdict.differences and most - least > 1 and not self.late(GRACE):
+            middle = (least + most) // 2
+            with coverage.uncounted():
+                found = self.again(actions[:middle])
+            if found is None or found.agrees:
+                least = middle
+            else:
+                most, verdict = middle, found
+        return actions[:most] if verdict.differences else actions, verdict
 
     def verdict_on(self, actions: Sequence[Action]) -> Verdict:
         """Played from the machine's start; what would take away its ground is no program."""

@@ -108,14 +108,11 @@ def step(machine: Machine, action: Action, target: Outcome | None) -> Step:
 
 def changes_since(machine: Machine, mark: int) -> tuple[Change, ...]:
     """What the state's maps hold otherwise than at the mark."""
-    before: dict[tuple[str, tuple[int, ...]], int] = {}
-    for entries, key, old in machine.concrete.log[mark:]:
-        before.setdefault((entries.name, key if isinstance(key, tuple) else (key,)), int(old))
     found = []
-    for (name, key), old in before.items():
-        new = int(machine.concrete.maps[name][key if len(key) > 1 else key[0]])
+    for (name, key), old in machine.concrete.before(mark).items():
+        new = machine.concrete.maps[name][key]
         if new != old and name not in CLOCKS:
-            found.append(Change(name, key, old, new))
+            found.append(Change(name, key if isinstance(key, tuple) else (key,), int(old), int(new)))
     return tuple(found)
 
 

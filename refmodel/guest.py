@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from refmodel.choices import Choices
 from refmodel.references import Error
-from spec.abi import DOMID_XEN, PF, PF_PROT, PSE, US, A, D, P
+from spec.abi import DOMID_XEN, L1, PF, PF_PROT, PSE, US, A, D, P
 from spec.frames import mfn_of
 from spec.kernel import CPU, FAILED, HELD, DomId, Index, Mfn, State, Tag, Vpn
 from spec.vocabulary import Action
@@ -99,12 +99,12 @@ def _older(s: State, choices: Choices, d: DomId, tag: Tag, by: int, user: bool, 
     return e
 
 
-def mark_way(s: State, d: DomId, va: int, user: bool) -> None:
-    """The processor walks towards an address, marking what it uses, and stops before the last level."""
+def mark_way(s: State, d: DomId, va: int, user: bool, last: int = L1) -> None:
+    """The processor walks towards an address, marking what it uses, and stops before a level."""
     if not has_root(s, d, user):
         return
     walk_start(s, d, va, user)
-    for level in range(s.profile.root, 1, -1):
+    for level in range(s.profile.root, last, -1):
         e = s.word[mfn_of(s, s.walk[d, tag_of(Vpn(va >> 12), False)]), index_at(s.profile.geometry.levels[level - 1], va)]
         if e & P == 0 or e & PSE != 0 or e & US == 0:
             return

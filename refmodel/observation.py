@@ -164,15 +164,20 @@ class Mirror:
                 if (d := self.word_difference(r, i, int(seen[r, i]), choices))]
 
     def shown_differences(self, seen: Words, shown: tuple[int, ...], choices: Choices) -> list[Difference]:
-        """Words that differ in the frames that are shown; a change that the model makes in any other frame cannot be checked."""
+        """Words that differ in the frames that are shown.
+
+        Of changes that the model makes in other frames, such as a domain's that another one maps, nothing can be said here: they
+        are counted as forgiven, and show where they are read.
+        """
         low = self.xen_frames
         unlike_rows, columns = np.nonzero(self.words[np.array(shown, dtype=np.intp) - low] != seen)
         out = [d for r, i in zip(unlike_rows.tolist(), columns.tolist(), strict=True)
                if (d := self.word_difference(shown[r] - low, i, int(seen[r, i]), choices))]
         owner, visible = self.state.maps["owner"], frozenset(shown)
-        return out + [Difference("word", f"frame {f}, which is not shown", int(self.words[f - low, i]), 0, "STORE-1")
-                      for f, i in self.changed().items()
-                      if f >= low and f not in visible and owner[f] not in (NOBODY, DOMID_XEN)]
+        unseen = [f for f in self.changed() if f >= low and f not in visible and owner[f] not in (NOBODY, DOMID_XEN)]
+        if unseen:
+            choices.forgiven["not-shown"] += len(unseen)
+        return out
 
     def early_marks(self, other: Observation) -> list[tuple[tuple[int, int], int]]:
         """Entries of tables that another machine shows with their accessed bit, which they lack here."""

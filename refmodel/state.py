@@ -68,6 +68,7 @@ class ConcreteState:
         self.pending: int | None = None                 # the table of the last failed validation that Xen undoes only later
         self.lost = ""                                  # what Xen, or the model, loses hold of, since somebody set it to ""
         self.log: list[tuple[UndoMap, Any, Any]] = []
+        self.given = UndoMap("given", -1, self.log)     # free frames that were given in exchange -> the clock then
         self.low = 0                                    # the length to which the log went back since somebody set it
         neutral = {"bool": False, "dom": NOBODY, "pfn": profile.all_ones}
         self.words = WordMap("word", self.log)
@@ -116,6 +117,14 @@ class ConcreteState:
             if add:
                 add(key)
         return out
+
+    def before(self, mark: int) -> dict[tuple[str, Any], Any]:
+        """What the specification's maps held at the mark where something was stored since; the model's notes are not of them."""
+        old: dict[tuple[str, Any], Any] = {}
+        for m, key, value in self.log[mark:]:
+            if m.name in SCHEMA:
+                old.setdefault((m.name, key), value)
+        return old
 
     def seal(self) -> None:
         """Make the present state the one that `rollback(0)` returns to."""

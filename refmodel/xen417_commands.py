@@ -45,8 +45,6 @@ CALLS: Final = {X.MMU_UPDATE: "mmu_update", X.MMUEXT_OP: "mmuext_op", X.UPDATE_V
 COUNTED: Final = frozenset((MEMORY[X.INCREASE], MEMORY[X.DECREASE], MEMORY[X.POPULATE]))    # noted where they are done
 DONE: Final = "done"                            # what came of one: this, the name of an error,
 SHORT: Final = "fewer"                          # or that fewer extents were done than asked for
-
-
 ERRORS: Final = {getattr(abi, name): name for name in (
     "EPERM", "ESRCH", "ENOMEM", "EACCES", "EFAULT", "EBUSY", "EINVAL", "ENOSYS", "EOPNOTSUPP")}
 

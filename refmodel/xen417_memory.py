@@ -8,7 +8,7 @@ from refmodel.xen417_entries import is_owned
 from refmodel.xen417_pointers import ADDRESSES
 from refmodel.xen417_reservation import RESERVATION, Reservation, ReservationCalls
 from spec.abi import EACCES, EFAULT, EINVAL, ENOSYS, EPERM, ESRCH, Xen417
-from spec.kernel import DomId, Index, Mfn, check
+from spec.kernel import CPU, DomId, Index, Mfn, check
 from spec.reservation import drop_alloc
 from spec.tables import write_data
 
@@ -154,6 +154,7 @@ class MemoryCalls(ReservationCalls):
         drop_alloc(s, owner, f)
         reap(s, f)
         self.released.add(f)
+        self.concrete.given[f] = s.clock[CPU]
         return f
 
     def tell(self, d: DomId, owner: DomId, r: Reservation, n: int, f: Mfn) -> bool:

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from functools import partial
 from struct import pack
 
-from refmodel.guest import ModelError, demand
+from refmodel.guest import ModelError, demand, mark_way
 from refmodel.references import Error, put_type
 from refmodel.xen417_commands import CONTINUED, DONE, end_name, flush_name, operation_name, request_name
 from refmodel.xen417_entries import TWritable, get_type, is_owned, is_target, replace_leaf, replace_table, with_marks
 from refmodel.xen417_pointers import ADDRESSES, Pointers, addr_ok
-from spec.abi import DOMID_IO, DOMID_SELF, DOMID_XEN, EFAULT, EINVAL, ENOSYS, EPERM, ESRCH, L1, PSE, P, Xen417
+from spec.abi import DOMID_IO, DOMID_SELF, DOMID_XEN, EFAULT, EINVAL, ENOSYS, EPERM, ESRCH, L1, L2, PSE, P, Xen417
 from spec.frames import is_table, mfn_of
 from spec.kernel import DomId, Index, Mfn, check
 from spec.registers import set_m2p
@@ -50,10 +50,10 @@ class MmuCalls(Pointers):
     """A machine with the calls that change page tables.
 
     Xen gives up what a request took out of an upper table, or left half validated, in a continuation of the call (X-1):
-    `leftover` says that there is something.
+    `leftover` says that there is something; `again` that the continuation begins with the same request.
     """
     listed: Listed | None = None
-    leftover = False
+    leftover = again = False
 
     # --- whose frames ---
 
@@ -94,16 +94,17 @@ class MmuCalls(Pointers):
         if count & X.CONTINUED:
             raise ModelError("bit 31 of a count is Xen's own mark of a continued call")
         base = first = n = result = 0       # n requests are done, n - first since the call was last begun; `pdone` said base then
-        self.leftover, self.concrete.pending = False, None
+        self.leftover, self.again, self.concrete.pending = False, False, None
         try:
             while n < count:
                 at = (ptr + kind.size * n) % ADDRESSES
-                if self.is_interrupted():
+                if self.again or self.is_interrupted():
+                    self.again = False
                     self.end_leg(d, pdone, base + n - first)
                     self.call_again(d, at, count - n | X.CONTINUED, pdone)
                     base, first = self.told(d, pdone), n
                 self.noted(kind, perform, self.read(d, at, kind.size))
-                n += 1
+                n += not self.again
         except Error as error:
             self.note(error)
             result = -error.errno
@@ -224,9 +225,13 @@ class MmuCalls(Pointers):
         return 0
 
     def leaf_table(self, d: DomId, va: int) -> Mfn | None:
-        """The frame that the present L2 entry for an address names, if the way to it is present and it maps no large page."""
+        """The frame that the present L2 entry for an address names, if the way to it is present and it maps no large page.
+
+        Xen reads the L2 entry through its linear page table, so the processor walks, and marks, those above it (X-28).
+        """
         if not addr_ok(va):
             return None
+        mark_way(self.s, d, va, False, L2)
         f = self.s.base[d]
         for level in reversed(self.profile.geometry.levels[1:]):
             e = self.s.word[f, Index(va >> level.shift & 511)]

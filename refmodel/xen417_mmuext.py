@@ -12,7 +12,7 @@ from spec.abi import EACCES, EFAULT, EINVAL, ENOSYS, EOPNOTSUPP, EPERM, L1, WRIT
 from spec.kernel import DomId, FrameType, Index, Mfn, check
 from spec.registers import clear_pinned, clear_user_base, load_base, load_user_base, set_ldt, set_pinned
 from spec.tables import write_data
-from spec.x86.tlb import flush, load_cr3
+from spec.x86.tlb import flush
 
 X = Xen417
 FLUSHES = (X.TLB_FLUSH_LOCAL, X.TLB_FLUSH_MULTI, X.TLB_FLUSH_ALL)
@@ -84,18 +84,24 @@ class MmuExtCalls(StoreCalls):
         demand(is_owned(self.s, owner, f), "EXT-5.1", EINVAL)       # the frame is its owner's
         demand(self.s.pinned[f], "EXT-5.2", EINVAL)                 # it is pinned
         clear_pinned(self.s, owner, f)
+        self.leftover = self.let_go(f)
+
+    def let_go(self, f: Mfn) -> bool:
+        """A root or a pinned table is dropped; to empty an upper one takes time, and may be left to a continuation, which only a
+        list of calls shows."""
         put_type(self.s, f)
+        upper = self.s.type_count[f] == 0 and L1 < self.s.type[f] <= self.profile.root
+        return upper and self.listed is not None and self.choices.choose("preempted-call", 2) == 1
 
     def new_base(self, d: DomId, f: Mfn) -> None:
-        """The kernel's new root is taken before the old one is dropped; loading CR3 spares global translations."""
+        """The kernel's new root is taken before the old one is dropped; Xen loads CR3 so that no translation survives."""
         s = self.s
         old = s.base[d]
         if f != old:
             self.get_page_and_type(d, f, FrameType(s.profile.root))
             load_base(s, d, f)
-        load_cr3(s, d)
-        if f != old:
-            put_type(s, old)
+        flush(s, d)
+        self.again = f != old and self.let_go(old)
 
     def new_user_base(self, d: DomId, f: Mfn) -> None:
         """User mode gets another root, or none; it takes effect when user mode is entered next."""
@@ -108,8 +114,7 @@ class MmuExtCalls(StoreCalls):
         else:
             self.get_page_and_type(d, f, FrameType(s.profile.root))
             load_user_base(s, d, f)
-        if old != 0:
-            put_type(s, old)
+        self.leftover = old != 0 and self.let_go(old)
 
     # --- translations, and the LDT ---
 

@@ -14,13 +14,14 @@ from refmodel.xen417_entries import is_owned
 from refmodel.xen417_mmuext import MmuExtCalls
 from refmodel.xen417_pointers import ADDRESSES, addr_ok
 from spec.abi import DOMID_SELF, ENOMEM, NOBODY, Xen417
-from spec.kernel import CPU, DomId, Mfn, Refused, check
+from spec.kernel import CPU, DomId, Index, Mfn, Refused, check
 from spec.registers import set_m2p
-from spec.reservation import assign, drop_alloc
+from spec.reservation import assign, drop_alloc, scrub
 from spec.x86.tlb import flush
 
 X = Xen417
 RESERVATION = "<QQIIH6x"
+FLUSH = "flush"                             # of what Xen loses
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,8 @@ class ReservationCalls(MmuExtCalls):
     def hand_out(self, owner: DomId, order: int, bound: int, spared: frozenset[int]) -> Mfn:
         """An extent from the pool, within the domain's limit, and after a flush if it was released since the last one."""
         s, size = self.s, 1 << order
+        if self.owes_flush(spared):
+            self.concrete.lost = FLUSH
         demand(s.pages[owner] + size <= s.limit[owner], "MEM-16.1", ENOMEM)     # within the domain's limit
         first = next(self.candidates(size, bound, spared), None)
         demand(first is not None, "MEM-16.2", ENOMEM)               # the pool has such an extent
@@ -136,9 +139,23 @@ class ReservationCalls(MmuExtCalls):
             if s.stamp[Mfn(k)] == s.clock[CPU]:
                 flush(s, owner)
             assign(s, owner, Mfn(k))
+            if self.concrete.given[k] >= 0:
+                self.erase(owner, Mfn(k))
         self.handed_out.update(range(f, f + size))
         self.chose.append(f)
         return f
+
+    def erase(self, owner: DomId, f: Mfn) -> None:
+        """What was given in an exchange is erased as it is handed out, with what stale translations stored there since (X-11)."""
+        self.concrete.given[f] = -1
+        for i, w in sorted(self.concrete.row(f).items()):
+            if w:
+                scrub(self.s, owner, f, Index(i))
+
+    def owes_flush(self, spared: frozenset[int]) -> bool:
+        """A frame is free that was given in an exchange since the last flush: 4.17 forgets the one that it owes (X-27)."""
+        owner, now = self.s.owner, self.s.clock[CPU]
+        return any(at == now and owner[Mfn(f)] == NOBODY and f not in spared for f, at in self.concrete.given.items())
 
     def candidates(self, size: int, bound: int, spared: frozenset[int]) -> Iterator[int]:
         """The extent that the other machine chose, or all, lowest first; but only free ones."""

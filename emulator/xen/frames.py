@@ -28,7 +28,6 @@ DIRECT_MAP: Final = 0xFFFF830000000000              # all RAM, address by addres
 SELF_SLOT: Final = 258
 DOMAIN_SLOT: Final = 260                            # each domain's own: descriptor tables, map cache
 ROW: Final = 32                                     # bytes of a frame's row: list, count_info, type_info, owner and a union
-VCPU_WINDOW: Final = 32                             # pages of a vCPU's descriptor tables in the domain's slot: 16 GDT, 16 LDT
 
 # --- struct domain: words (of 8 bytes), and numbers of 4 bytes
 VCPUS, SHARED_INFO, LISTS = 1, 2, 5                 # array of vCPUs; shared_info; heads of three lists of frames

@@ -12,11 +12,9 @@ import shutil
 import socket
 import struct
 import subprocess
-import tempfile
 import time
 import weakref
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import Final
 
 from qemu.qmp import QMPClient, QMPError
@@ -97,7 +95,6 @@ class Guest(ABC):
     image_end: int
     mapped_end: int                     # of what the boot tables map, from address 0 on
     shared_info: int                    # its frame
-    shared_page: int                    # where the executor maps it
     scratch: int                        # memory for the harness's own arguments, always mapped here,
     scratch_at: int                     # and at this machine address
     scratch_bytes: int
@@ -112,12 +109,12 @@ class Guest(ABC):
         """Read what the executor says of itself."""
         self.mailbox = mailbox
         (magic, own, batch, self._batch_bytes, results, results_bytes, self.scratch, self.scratch_bytes, p2m, p2m_at, self.pages,
-         table_base, table_frames, self.image_end, self.shared_page, shared_info) = struct.unpack_from("<16Q", self.ram, mailbox)
+         table_base, table_frames, self.image_end, _, shared_info) = struct.unpack_from("<16Q", self.ram, mailbox)
         if magic != _MAGIC or own != mailbox:
             raise HarnessError("the executor's mailbox is not where it says")
         self.p2m = struct.unpack_from(f"<{self.pages}Q", self.ram, p2m_at)
         if self._contiguous(p2m, 8 * self.pages) != p2m_at:
-            raise HarnessError("the list of domain 0's frames is not where the executor says")
+            raise HarnessError("the list of the domain's frames is not where the executor says")
         self.shared_info = shared_info // PAGE_SIZE
         self.root = self.p2m[table_base // PAGE_SIZE]
         self.tables = self.p2m[table_base // PAGE_SIZE:table_base // PAGE_SIZE + table_frames]
@@ -206,17 +203,16 @@ class RealXen(Guest):
 
     def __init__(self, tools: Tools, memory: int = 128, dom0: int = 32, options: str = "", timeout: float = 5.0) -> None:
         self.tools, self.memory, self.timeout = tools, memory, timeout
-        self._home = Path(tempfile.mkdtemp(prefix=f"xenspec-{os.getpid()}-"))
         self._options = f"{COMMAND_LINE.format(dom0=dom0)} {options}".strip()
         self._process: subprocess.Popen[bytes] | None = None
         self._monitor: Monitor | None = None
         self._log_read = self._since = 0        # of the console: what was looked at; what was there at the last restore
         self._tail = b""
         self._died = False
-        self._clean = weakref.finalize(self, shutil.rmtree, self._home, True)
         self._kill: weakref.finalize[..., RealXen] | None = None
-        # In no file system: none has to be large enough, and nothing is left behind.
-        self._files = {name: os.memfd_create(name) for name in ("ram", "snapshots")}
+        self._hang_up: weakref.finalize[..., RealXen] | None = None
+        # In no file system: none has to be large enough, and nothing is left behind, however we end.
+        self._files = {name: os.memfd_create(name) for name in ("ram", "snapshots", "console", "complaints")}
         os.truncate(self._files["ram"], memory << 20)
         os.write(self._files["snapshots"], empty_qcow2())
         super().__init__(mmap.mmap(self._files["ram"], memory << 20))
@@ -232,9 +228,9 @@ class RealXen(Guest):
 
     def _command(self, qmp: int) -> list[str]:
         death = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
-        ram, snapshots = (f"/dev/fd/{self._files[name]}" for name in ("ram", "snapshots"))
+        ram, snapshots, console = (f"/dev/fd/{self._files[name]}" for name in ("ram", "snapshots", "console"))
         return [*death, *self.tools.qemu, "-nodefaults", "-accel", "tcg", "-cpu", CPU, "-smp", "1", "-m", str(self.memory),
-                "-display", "none", "-no-reboot", "-no-shutdown", "-serial", f"file:{self.console}",
+                "-display", "none", "-no-reboot", "-no-shutdown", "-serial", f"file:{console}",
                 "-chardev", f"socket,id=qmp,fd={qmp}", "-mon", "chardev=qmp,mode=control",
                 "-object", f"memory-backend-file,id=ram,size={self.memory}M,mem-path={ram},share=on",
                 "-machine", "pc,memory-backend=ram", "-drive", f"if=none,id=snapshots,file={snapshots},format=qcow2",
@@ -243,13 +239,17 @@ class RealXen(Guest):
     def _launch(self, *more: str) -> None:
         ours, theirs = socket.socketpair()
         environment = {**os.environ, **self.tools.environment}
-        with theirs, open(self._home / "errors", "wb") as errors:
-            self._process = subprocess.Popen([*self._command(theirs.fileno()), *more], stdin=subprocess.DEVNULL, stdout=errors,
-                                             stderr=errors, pass_fds=[theirs.fileno(), *self._files.values()], env=environment)
+        complaints = self._files["complaints"]
+        os.truncate(complaints, os.lseek(complaints, 0, os.SEEK_SET))
+        with theirs:
+            self._process = subprocess.Popen([*self._command(theirs.fileno()), *more], stdin=subprocess.DEVNULL,
+                                             stdout=complaints, stderr=complaints, env=environment,
+                                             pass_fds=[theirs.fileno(), *self._files.values()])
         self._kill = weakref.finalize(self, end_process, self._process)
         self._log_read, self._since, self._tail, self._died = 0, 0, b"", False
         try:
             self._monitor = Monitor(ours)
+            self._hang_up = weakref.finalize(self, self._monitor.close)     # at exit at the latest, and before QEMU is killed
         except (QMPError, OSError) as error:
             raise HarnessError(f"QEMU does not start: {self._complaint() or error}") from error
 
@@ -261,19 +261,22 @@ class RealXen(Guest):
         return self._process
 
     def _complaint(self) -> str:
-        return (self._home / "errors").read_text(errors="replace").strip()
+        return self._written("complaints").decode(errors="replace").strip()
+
+    def _written(self, name: str, since: int = 0) -> bytes:
+        """What is in one of the files, from a place on."""
+        file = self._files[name]
+        return os.pread(file, max(0, os.fstat(file).st_size - since), since)
 
     def _stop(self) -> None:
-        if self._monitor is not None:
-            self._monitor.close()
-            self._monitor = None
-        if self._kill is not None:
-            self._kill()
+        for end in (self._hang_up, self._kill):
+            if end is not None:
+                end()                           # once: a second call does nothing
+        self._monitor = None
 
     def close(self) -> None:
-        """End it, and remove its files."""
+        """End it, and let go of its files."""
         self._stop()
-        self._clean()
         while self._files:
             os.close(self._files.popitem()[1])
 
@@ -285,29 +288,18 @@ class RealXen(Guest):
 
     # --- the console --------------------------------------------------------------------------------------------------------
 
-    @property
-    def console(self) -> Path:
-        """The file with all that Xen wrote on its console."""
-        return self._home / "console"
-
     def log_tail(self, n: int = 20, since: int = 0) -> list[str]:
         """The last lines of Xen's console, of those from a place in the file on."""
-        try:
-            return self.console.read_bytes()[since:].decode(errors="replace").splitlines()[-n:]
-        except FileNotFoundError:
-            return []
+        return self._written("console", since).decode(errors="replace").splitlines()[-n:]
 
     def _new_output(self) -> bytes:
         """What was written since the last look, with the line before it."""
-        with contextlib.suppress(FileNotFoundError):
-            if self.console.stat().st_size > self._log_read:
-                with open(self.console, "rb") as file:
-                    file.seek(self._log_read)
-                    new = file.read()
-                self._log_read += len(new)
-                self._tail = (self._tail + new)[-4096 - len(new):]
-                return self._tail
-        return b""
+        new = self._written("console", self._log_read)
+        if not new:
+            return b""
+        self._log_read += len(new)
+        self._tail = (self._tail + new)[-4096 - len(new):]
+        return self._tail
 
     def _crash(self, reason: str) -> Crashed:
         self._died = True

@@ -7,13 +7,12 @@ from typing import Final
 
 from emulator.errors import HarnessError
 from emulator.xen.batch import Batch
+from emulator.xen.domu import DOMCTL, DOMCTL_VERSION, MAX_MEM
 from emulator.xen.machine import RealXen
 from spec.abi import DOMID_SELF, EACCES, PAGE_SIZE, Xen417
 
 HEADROOM: Final = 24                        # frames that domain 0 may have beyond what it has
-DOMCTL: Final = 36
-DOMCTL_VERSION: Final = 0x15
-MAX_MEM, IOMEM_PERMISSION, IOPORT_PERMISSION = 11, 20, 21
+IOMEM_PERMISSION, IOPORT_PERMISSION = 20, 21
 PORTS: Final = 1 << 16
 # Where Xen lets domain 0 have devices' memory, in frames: below 4 GB with holes of some pages, above it with one hole that AMD
 # reserves below 1 TB.

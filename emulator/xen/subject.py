@@ -1,4 +1,4 @@
-"""The subject of the tests: a stretch of domain 0's memory laid out like a domain at its start (spec/RULINGS-4.17.md).
+"""What programs work on: a stretch of a domain's memory laid out like a domain at its start (spec/RULINGS-4.17.md).
 
 Page i of the subject is mapped at `BASE` + 4096·i, shared_info after the last, the tables lie in the last pages, and the root
 is pinned and loaded.  What differs from the rulings: slot 0 of the root leads to the executor, which lives on below it, and
@@ -56,7 +56,7 @@ class Layout:
 
 
 def subject(xen: Guest, pages: int) -> Layout:
-    """Build the subject in fresh memory of domain 0, load its root, and say where it is."""
+    """Build the subject in fresh memory of a domain, load its root, and say where it is."""
     layout = choose(xen, pages)
     lay_out(xen, layout)
     return layout
@@ -81,14 +81,14 @@ def lay_out(xen: Guest, layout: Layout) -> None:
 
 
 def free_stretch(xen: Guest, pages: int) -> int:
-    """The first of so many frames of domain 0, one after another, that its boot tables do not map."""
+    """The first of so many frames of the domain, one after another, that its boot tables do not map."""
     start = xen.mapped_end // PAGE_SIZE
     for i in range(start, xen.pages):
         if xen.p2m[i] != xen.p2m[start] + i - start:
             start = i
         if i - start + 1 == pages:
             return xen.p2m[start]
-    raise HarnessError(f"domain 0 has no {pages} unmapped frames one after another: give it more memory")
+    raise HarnessError(f"domain {xen.domid} has no {pages} unmapped frames one after another: give it more memory")
 
 
 def tables(layout: Layout) -> dict[int, list[int]]:

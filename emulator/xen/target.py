@@ -46,6 +46,7 @@ class XenTarget:
         self._machine: RealXen | None = None
         self._layouts: tuple[Layout, ...] = ()      # of domains 0, 1, …
         self._dead = False
+        self._sent = self._done = 0                 # actions: in the batch that was sent last; answered since the reset
 
     @property
     def machine(self) -> RealXen:
@@ -131,7 +132,7 @@ class XenTarget:
         self._suit(setup)
         self.machine.restore(LAID_OUT)
         self._allocations.reset()
-        self._dead = False
+        self._dead, self._done = False, 0
 
     def run(self, actions: Sequence[Action]) -> list[Outcome]:
         """Run actions from the present state on, in batches; a call that may hand frames out is one of its own."""
@@ -139,38 +140,28 @@ class XenTarget:
         first, most = 0, self._alive().most
         for n, action in enumerate(actions):
             if self._allocations.may_follow(action):
-                self._perform(actions, first, n, result)
+                self._perform(actions[first:n], result)
                 self._allocations.look()
-                self._perform(actions, n, n + 1, result)
+                self._perform(actions[n:n + 1], result)
                 result[-1].chose = self._allocations.of(action, self._base(action.dom))
                 first = n + 1
             elif n - first == most:
-                self._perform(actions, first, n, result)
+                self._perform(actions[first:n], result)
                 first = n
-        self._perform(actions, first, len(actions), result)
+        self._perform(actions[first:], result)
         return result
 
-    def _perform(self, actions: Sequence[Action], first: int, end: int, result: list[Outcome]) -> None:
-        """Actions [first, end) in one go."""
-        if first == end:
-            return
-        part = actions[first:end]
-        self.send([code(action) for action in part])
-        result += outcomes(part, self._answers(first))
+    def _perform(self, actions: Sequence[Action], result: list[Outcome]) -> None:
+        """Actions in one go, if there are any."""
+        if actions:
+            self.send([code(action) for action in actions])
+            result += outcomes(actions, self.receive())
 
     def _alive(self) -> Turns:
         """The executors, if they live."""
         if not self._layouts or self._dead:
             raise HarnessError("there is no machine: reset first")
         return self._turns
-
-    def _answers(self, first: int) -> bytes:
-        """The results of what was sent, which began with action `first`."""
-        try:
-            return self._alive().receive()
-        except Died as death:
-            self._dead = True
-            raise HarnessError(f"the machine died of action {first + death.at}: {death}") from death
 
     # --- bursts ---------------------------------------------------------------------------------------------------------------
 
@@ -192,10 +183,17 @@ class XenTarget:
     def send(self, codes: Sequence[bytes]) -> None:
         """Start a batch, and do not wait for it."""
         self._alive().send(codes)
+        self._sent = len(codes)
 
     def receive(self) -> bytes:
         """The results of the batch."""
-        return self._answers(0)
+        try:
+            answers = self._alive().receive()
+        except Died as death:
+            self._dead = True
+            raise HarnessError(f"the machine died of action {self._done + death.at} since its reset: {death}") from death
+        self._done += self._sent
+        return answers
 
     def observe(self) -> Observation:
         """Every frame and machine-to-physical word, and the contents of what programs reach: their memory, all page tables of

@@ -104,7 +104,7 @@ def test_a_clean_campaign_counts_them_apart(clean: CampaignResult) -> None:
 
 
 def test_one_result_whatever_the_workers(clean: CampaignResult) -> None:
-    spec = replace(SMALL, actions=34 * 60, length=60, raw=300)
+    spec = replace(SMALL, actions=34 * 20, length=20, raw=100)
     assert comparable(run(spec)) == comparable(run(replace(spec, workers=2)))
 
 

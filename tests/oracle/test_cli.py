@@ -224,7 +224,9 @@ def test_an_output_that_can_not_be_written(command: str, redirected: str, said: 
 @pytest.mark.parametrize("command", ["fuzz --seconds 60", "selftest"])
 @pytest.mark.parametrize("after", [0.2, 3])
 def test_ctrl_c_ends_it_at_once_and_says_little(command: str, after: float, tmp_path: Path) -> None:
-    run = [sys.executable, "-c", "import sys; print(flush=True); from oracle.cli import main; main()", *command.split()]
+    program = ("import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "      # it may be ignored around here
+               "print(flush=True); from oracle.cli import main; main()")
+    run = [sys.executable, "-c", program, *command.split()]
     child = subprocess.Popen(run, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(HERE.parent.parent)}, stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert child.stdout is not None

@@ -4,8 +4,9 @@ import json
 import pytest
 
 from oracle import coverage
-from oracle.campaign import CampaignSpec, run_campaign
+from oracle.campaign import run_campaign
 from oracle.report import campaign_document
+from oracle.runner import CampaignSpec
 from refmodel.xen417_commands import COMMANDS, DONE, ERRORS, SHORT
 
 ACTIONS = 40_000

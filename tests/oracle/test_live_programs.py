@@ -101,6 +101,19 @@ def test_a_page_that_others_write_is_not_overwritten_even_with_what_the_model_ha
     assert ground.tried(call)[0] == SHARED_INFO
 
 
+@pytest.mark.parametrize("command", [(Xen417.COPY_PAGE, 20, 41), (Xen417.COPY_PAGE, 41, 20), (Xen417.CLEAR_PAGE, 20, 0)])
+def test_the_code_is_neither_copied_nor_overwritten_though_the_model_holds_it_for_empty(command: tuple[int, int, int]) -> None:
+    held = runner(Grounded())
+    first, buffer, ground = held.setup.domains[0].first, va(2), held.generator.ground
+    assert ground is not None
+    op, to, source = command
+    call = Hypercall(0, Xen417.MMUEXT_OP, (buffer, 1, 0, DOMID_SELF), ((buffer, (op, first + to, first + source)),))
+    assert ground.tried(call)[0] == SHARED_INFO
+    assert ground.tried(Load(0, va(20) + 8))[0] == SHARED_INFO
+    assert ground.tried(Store(0, va(20) + 8, 0))[0] == EXECUTOR_WINDOW
+    assert ground.tried(Load(0, va(21)))[0] == ""
+
+
 def test_a_divergence_is_shrunk_and_its_ground_respected() -> None:
     """A plainer number than the one that is refused would unmap the code."""
     target = Grounded()
@@ -113,6 +126,26 @@ def test_a_divergence_is_shrunk_and_its_ground_respected() -> None:
     assert 0 < found.runs <= LiveRunner.budget
     assert found.setup.machine == NAME
     assert not any(isinstance(a, Hypercall) and a.args[:2] == (va(20), 0) for sent in target.programs for a in sent)
+
+
+class Forgetful(LiveModel):
+    """A store of 13 is lost, which only the state shows."""
+
+    def run(self, actions: Sequence[Action]) -> list[Outcome]:
+        lost = [replace(a, value=0) if isinstance(a, Store) and a.value == 13 else a for a in actions]
+        return super().run(lost)
+
+
+def test_a_difference_of_state_is_put_down_to_the_action_that_makes_it() -> None:
+    target = Forgetful()
+    held = runner(target)
+    assert isinstance(held, LiveRunner)
+    program: list[Action] = [Store(0, va(4) + 8 * n, 13 if n == 333 else n + 100) for n in range(480)]
+    verdict = play(held.machine, target, held.setup, program)
+    assert (verdict.at, len(verdict.differences)) == (480, 1)   # seen at the end of its piece
+    actions, verdict = held.located(program, verdict)
+    assert list(actions) == program[:334]
+    assert (verdict.at, verdict.differences[0].where) == (334, f"frame {held.setup.domains[0].first + 4} word 333")
 
 
 def test_nothing_is_shrunk_when_the_time_of_grace_is_over(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,11 +44,11 @@ def changes_of(machine, action):
     """What one action changes."""
     mark = machine.concrete.mark()
     machine.step(action)
-    stored = dict.fromkeys((m.name, k) for m, k, _ in machine.concrete.log[mark:])
-    new = [(name, k, machine.concrete.maps[name][k]) for name, k in stored]
+    stored = machine.concrete.before(mark)
+    new = {(name, k): machine.concrete.maps[name][k] for name, k in stored}
     machine.concrete.rollback(mark)
-    for name, k, v in new:
-        if machine.concrete.maps[name][k] != v:
+    for (name, k), old in stored.items():
+        if new[name, k] != old:
             yield name, k if isinstance(k, tuple) else (k,)
 
 

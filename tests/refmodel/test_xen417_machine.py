@@ -1,8 +1,10 @@
 """The machine of xen-4.17: its start, numbers of hypercalls, multicall, pointers (xen-4.17.md §1, §2, §11; RULINGS-4.17.md)."""
+from dataclasses import replace
+
 import pytest
 
 from refmodel import ModelError
-from spec.abi import DOMID_SELF, EFAULT, EINVAL, ENOSYS, GUEST_KERNEL, RW, US, WRITABLE, A, D, P, Xen417
+from spec.abi import DOMID_SELF, EFAULT, EINVAL, ENOSYS, GUEST_KERNEL, PAGE_SIZE, RW, US, WRITABLE, A, D, P, Xen417
 
 X = Xen417
 KERNEL = P | US | A | D | GUEST_KERNEL
@@ -189,3 +191,13 @@ def test_stale_translation_may_serve_xen_too(xen):
         xen.m.choices.begin((option,))
         results.add(xen.call(1, X.MMU_UPDATE, xen.va(5), 1, 0, DOMID_SELF))
     assert results == {0, -EFAULT}
+
+
+def test_a_change_in_a_frame_that_is_not_shown_is_forgiven_and_counted(xen):
+    assert xen.store(1, xen.va(6), 7).vector < 0
+    seen, low, f = xen.m.observe(), xen.m.setup.xen_frames, xen.frame(1, 6)
+    rows = tuple(g for g in range(low, seen.extent) if g != f)
+    pages = [bytes(seen.memory)[PAGE_SIZE * (g - low):PAGE_SIZE * (g - low + 1)] for g in rows]
+    before = xen.m.choices.forgiven["not-shown"]
+    assert xen.m.compare(replace(seen, memory=b"".join(pages), rows=rows)) == []
+    assert xen.m.choices.forgiven["not-shown"] == before + 1

@@ -7,20 +7,10 @@ from oracle.burst import play_burst
 from oracle.generate import Generator
 from oracle.ground import Ground
 from oracle.live import Player, play_generated
-from oracle.targets import default_setup, model_of
 
 
 @pytest.fixture(scope="module")
-def target(tools):
-    from emulator.xen.target import XenTarget
-    held = XenTarget()
-    yield held
-    held.close()
-
-
-@pytest.fixture(scope="module")
-def generator(target):
-    machine = model_of(target, default_setup("xen-4.17", target, domains=1))
+def generator(target, machine):
     return Generator(machine, Ground(machine, *target.ground()))
 
 

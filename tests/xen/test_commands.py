@@ -27,7 +27,7 @@ from spec.vocabulary import DomainSetup, Hypercall, Load, Setup, Store
 from tests.xen.crashing import opener
 
 ROOT = Path(__file__).parents[2]
-KEPT = [*sorted(Path(__file__).parent.glob("corpus/*.jsonl")), *sorted(Path(__file__).parent.glob("open/*.jsonl"))]
+CORPUS = Path(__file__).parent / "corpus"
 
 
 def xenspec(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -96,22 +96,20 @@ def test_a_program_without_the_machines_name_is_replayed_by_the_targets(program:
     assert load(trace).setup == setup
 
 
-@pytest.mark.parametrize("name", [path.name for path in KEPT])
-def test_kept_programs_can_be_replayed(tools: Tools, name: str) -> None:
-    done = CliRunner().invoke(app, ["replay", str(next(p for p in KEPT if p.name == name)), "--target", "xen", "--json", "-"])
-    assert done.exit_code in (0, 1), done.stderr
+@pytest.mark.parametrize(("name", "status"), [("a-pin-that-fails-midway-is-continued", 0), ("lost-teardown", 1)])
+def test_kept_programs_can_be_replayed(tools: Tools, name: str, status: int) -> None:
+    """One that agrees and one that does not; test_corpus plays all."""
+    done = CliRunner().invoke(app, ["replay", str(CORPUS / f"{name}.jsonl"), "--target", "xen", "--json", "-"])
+    assert done.exit_code == status, done.stderr
     assert json.loads(done.stdout)["summary"]["harness_failures"] == 0
 
 
 def test_a_program_for_another_machine_is_refused(program: Path, setup: Setup, tmp_path: Path) -> None:
     assert "made on Xen 4.17" in refused(xenspec("replay", program, "--target", "model"))
     assert "does not run xen-4.17" in refused(xenspec("replay", program, "--target", "emulator"))
-    for changed, said in ((replace(setup, machine="Xen 4.18.0"), "its machine Xen 4.18.0, here Xen 4.17"),
-                          (replace(setup, frames=30000), "its frames 30000, here 32736"),
-                          (replace(setup, domains=(replace(setup.domains[0], first=20000),)), "from frame 20000, here 0 with")):
-        path = tmp_path / "other.jsonl"
-        dump(Program(changed, [Load(0, Xen417.BASE)]), path)
-        assert said in refused(xenspec("replay", path, "--target", "xen"))
+    path = tmp_path / "other.jsonl"
+    dump(Program(replace(setup, machine="Xen 4.18.0"), [Load(0, Xen417.BASE)]), path)
+    assert "its machine Xen 4.18.0, here Xen 4.17" in refused(xenspec("replay", path, "--target", "xen"))
 
 
 # --- deaths ------------------------------------------------------------------------------------------------------------------
@@ -199,11 +197,14 @@ def test_what_is_no_xen_is_refused(program: Path, tmp_path: Path, words: tuple[s
     given = [program if word == "PROGRAM" else word for word in words]
     if words[0] == "check":
         program.write_text(program.read_text().splitlines()[0].replace('"actions": 4', '"actions": 0'))
+    assert "none: No such file" in refused(xenspec(*given, "--xen", tmp_path / "none"))
+
+
+def test_a_file_that_is_no_xen_is_told_from_one(tools: Tools, tmp_path: Path) -> None:
     no_xen = tmp_path / "no-xen"
     no_xen.write_bytes(b"\x7fELF" + bytes(60) + b"\x02\xb0\xad\x1b")
-    assert "none: No such file" in refused(xenspec(*given, "--xen", tmp_path / "none"))
-    assert "is no multiboot ELF" in refused(xenspec(*given, "--xen", sys.executable))
-    assert "is no Xen" in refused(xenspec(*given, "--xen", no_xen))
+    assert "is no multiboot ELF" in str(fetch.found(Path(sys.executable)))
+    assert "is no Xen" in str(fetch.found(no_xen))
 
 
 def test_a_xen_that_is_named_is_for_the_real_target() -> None:

@@ -41,7 +41,7 @@ from spec.abi import (
     Xen417,
 )
 from spec.vocabulary import DomainSetup, Setup
-from tests.xen.conftest import START
+from tests.xen.conftest import START, started
 
 SET_GDT = 2
 UPPER = P | RW | US | A | D
@@ -116,8 +116,12 @@ def table_of(xen: RealXen, frame: int, entries: dict[int, int]) -> None:
 @pytest.fixture(scope="module")
 def busy(booted: tuple[RealXen, Layout]) -> Busy:
     """Tables of every level, a linear one, one that maps itself, a user root, a descriptor table, mappings without references."""
-    xen, layout = booted
-    xen.restore(START)
+    with started(booted[0]) as xen:
+        return made_busy(xen, booted[1])
+
+
+def made_busy(xen: RealXen, layout: Layout) -> Busy:
+    """The same, on a machine that runs."""
     t = FrameTable(xen.ram).table()
     spare = [f for f in xen.p2m if t.count[f] == 1 and t.type[f] == 0 and t.owner[f] == 0]
     b = Busy(bytearray(), layout, *spare[:9])
@@ -331,10 +335,11 @@ def test_a_grant_of_ones_own_that_is_mapped_is_no_more_than_its_entry(xen: RealX
 
 
 def unfinished(xen: RealXen, layout: Layout) -> None:
-    """A table is validated in part.  Now and then Xen leaves a list of calls before its last one, and it takes another try."""
+    """A table is validated up to its bad entry.  Now and then Xen leaves a list of calls before its last one, or is interrupted
+    in the midst of a table, and it takes another try."""
     for _ in range(8):
         die_pinning(xen, layout)
-        if any(v.partial for v in image(xen.ram).table):
+        if any(v.partial and (v.upto, v.count) == (2, 3) for v in image(xen.ram).table):
             return
         xen.restore(START)
     pytest.fail("no table is left validated in part")
@@ -399,10 +404,6 @@ def test_no_entry_disappears(busy: Busy) -> None:
 TYPE = 61
 COUNT1 = "COUNT-1", "COUNT-2"
 Planted = tuple[Callable[[Busy], None], Callable[[Busy], set[tuple[str, tuple[int, ...]]]]]
-
-
-def entry_to(b: Busy, table: int, frame: int) -> int:
-    return next(i for i in range(512) if b.word(table, i) & P and b.word(table, i) >> 12 & 0xFFFFFFF == frame)
 
 
 def leaf_entry(b: Busy, frame: int) -> tuple[int, int]:

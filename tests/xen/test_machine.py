@@ -280,7 +280,7 @@ def test_xen_panics(tools: fetch.Tools) -> None:
 
 
 def test_qemu_ends_with_us(tools: fetch.Tools, tmp_path: Path) -> None:
-    """However we end."""
+    """However we end; and no file is left behind."""
     program = ("from emulator.xen.fetch import found; from emulator.xen.machine import RealXen\n"
                "xen = RealXen(found()); print(xen.process.pid, flush=True); input()")
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -293,6 +293,14 @@ def test_qemu_ends_with_us(tools: fetch.Tools, tmp_path: Path) -> None:
     while process.exists() and process.read_bytes():     # empty: it ended, and only waits to be collected
         assert time.monotonic() < end
         time.sleep(0.02)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_machine_that_nobody_closes_ends_in_silence(tools: fetch.Tools) -> None:
+    program = ("from emulator.xen.fetch import found; from emulator.xen.machine import RealXen\n"
+               "xen = RealXen(found()); xen.snapshot('s'); xen.restore('s')")
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (ran.stdout, ran.stderr) == ("", "")
 
 
 def test_qemu_is_gone(xen: RealXen) -> None:
@@ -305,10 +313,10 @@ def test_qemu_is_gone(xen: RealXen) -> None:
 
 def test_an_end_while_nothing_ran(tools: fetch.Tools) -> None:
     with RealXen(tools) as xen:
-        home = xen.console.parent
+        process = xen.process
         assert alive(xen)
-        assert home.is_dir()
-    assert not home.exists()
+        assert process.poll() is None
+    assert process.poll() is not None
     with pytest.raises(HarnessError, match="closed"):
         xen.snapshot("late")
 

@@ -1,37 +1,19 @@
 """The real Xen as a target: each kind of action against the model, deaths reported and survived, programs that agree."""
-import random
+from dataclasses import replace
 
 import pytest
 
-from oracle.generate import Generator
 from oracle.ground import DECLARED, EXECUTOR_WINDOW, Ground
-from oracle.live import Player, play, play_generated
-from oracle.targets import HarnessError, RealTarget, default_setup, model_of
+from oracle.live import Player, play
+from oracle.targets import HarnessError, RealTarget, model_of
 from refmodel import audit
 from spec.abi import DOMID_SELF, RW, WRITABLE, P, Xen417
 from spec.vocabulary import Execute, Hypercall, Load, Store, unpack_frame
+from tests.xen.conftest import played
 
 X = Xen417
 HOME = X.BASE
 BUFFER = HOME + 0x2000
-
-
-@pytest.fixture(scope="module")
-def target(tools):
-    from emulator.xen.target import XenTarget
-    held = XenTarget()
-    yield held
-    held.close()
-
-
-@pytest.fixture(scope="module")
-def setup(target):
-    return default_setup("xen-4.17", target, domains=1)
-
-
-@pytest.fixture(scope="module")
-def machine(target, setup):
-    return model_of(target, setup)
 
 
 @pytest.fixture
@@ -53,6 +35,17 @@ def listed(nr: int, words, count: int, *more: int) -> Hypercall:
 def extended(command: int, arg: int = 0, more: int = 0) -> Hypercall:
     """mmuext_op of one operation."""
     return listed(X.MMUEXT_OP, (command, arg, more), 1, 0, DOMID_SELF)
+
+
+def test_a_setup_of_another_machine_is_refused(target, setup):
+    """By the name of the machine, its size, or where its domains are."""
+    moved = replace(setup.domains[0], first=20000)
+    for other, said in ((replace(setup, machine="Xen 4.18.0"), "its machine Xen 4.18.0, here Xen 4.17"),
+                        (replace(setup, frames=30000), "its frames 30000, here 32736"),
+                        (replace(setup, domains=(moved,)), "from frame 20000, here 0 with")):
+        with pytest.raises(HarnessError, match=said):
+            model_of(target, other)
+    target.reset(setup)
 
 
 def test_it_is_a_real_target(target, setup):
@@ -149,7 +142,7 @@ def test_what_an_exchange_that_fails_gives_back_is_not_handed_out(target, setup,
 def test_a_death_is_reported_and_survived(target, setup, machine, frame):
     suicide = listed(X.MMU_UPDATE, (frame(-1) << 12, 0), 1, 0, DOMID_SELF)      # the executor's slot of the root
     target.reset(setup)
-    with pytest.raises(Exception, match=r"died of action 1: (?s:.)*crashed"):
+    with pytest.raises(Exception, match=r"died of action 1 since its reset: (?s:.)*crashed"):
         target.run([Load(0, va(4)), suicide, Load(0, va(4))])
     with pytest.raises(Exception, match="reset first"):
         target.run([Load(0, va(4))])
@@ -189,12 +182,7 @@ def test_a_changed_word_is_found(target, setup, machine, frame):
 
 
 def test_programs_agree(target, setup, machine):
-    generator = Generator(machine, Ground(machine, *target.ground()))
-    for n in range(4):
-        generator.begin(random.Random(f"real/{n}"))
-        player = Player(machine, target, setup)
-        play_generated(generator, player, 1500, lambda: None)
-        assert player.verdict is None, player.verdict.summary
+    for player in played(target, setup, machine, [f"real/{n}" for n in range(4)], 1500):
         assert len(player.actions) == 1500
 
 
