@@ -251,6 +251,23 @@ class Descriptors:
         base = layout.GDT_WINDOW if kernel.gdt else layout.GDT_BASE
         return (base, 8 * kernel.gdt_entries - 1), kernel.ldt_entries
 
+    def look_up(self, selector: int) -> int:
+        """The descriptor that a selector names in the current domain's tables; 0 if they do not hold it."""
+        kernel = self.kernels.get(self.hypervisor.current) or Kernel(self.hypervisor.current)
+        n, ram = selector >> 3, self.hypervisor.ram
+        page, k = divmod(n, IN_A_PAGE)
+        if selector & 4:
+            f = kernel.ldt.get(page) if n < kernel.ldt_entries else None
+        elif kernel.gdt:
+            f = kernel.gdt[page] if n < kernel.gdt_entries else None
+        else:
+            f = layout.GDT_FRAME if n < kernel.gdt_entries else None
+        if f is None or selector < 4:
+            return 0
+        i = (f << 10) + 2 * k
+        low, high = ram[i:i + 2]
+        return int(low | high << 32)
+
     def map_due(self) -> None:
         """Map the first page of the current domain's LDT if that can be done (W-36)."""
         self.ldt_due = False

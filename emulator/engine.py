@@ -16,6 +16,7 @@ from spec.abi import PAGE_SIZE
 bochscpu: Final = load_bochs()
 
 Doorbell = Callable[[Any, int, int, int], None]
+Step = Callable[..., None]
 
 _CR0: Final = 0x80010031                        # PG, WP, NE, ET, PE
 _CR4: Final = 0x10                              # PSE
@@ -46,6 +47,7 @@ class Engine:
         self._failure: BaseException | None = None
         self.broken = False                     # the last run failed: where the processor stands is unknown
         self._hook: Any = bochscpu.Hook()
+        self._watch: Any = bochscpu.Hook()      # the same, and every step
         atexit.register(self._close)
 
     def attach(self, user: object, frames: int) -> memoryview:
@@ -65,25 +67,29 @@ class Engine:
         return self.ram
 
     def start(self, cr3: int, eip: int, esp: int, gdt: tuple[int, int], idt: tuple[int, int],
-              segments: dict[str, Segment], eflags: int = _EFLAGS, registers: Mapping[str, int] = {}, cr0: int = 0) -> None:
-        """Put the processor at the beginning of a program, with nothing cached; `cr0` are further bits of CR0."""
+              segments: dict[str, Segment], eflags: int = _EFLAGS, registers: Mapping[str, int] = {}, cr0: int = 0,
+              bases: Mapping[str, int] = {}) -> None:
+        """Put the processor at the beginning of a program, with nothing cached.
+
+        `registers` may name any register, also of control; `cr0`: further bits of CR0; `bases`: of segments, if of 64 bits.
+        """
         state: Any = bochscpu.State()
         state.cr0, state.cr3, state.cr4 = _CR0 | cr0, cr3, _CR4
         state.rip, state.rsp, state.rflags = eip, esp, eflags
         for name, value in registers.items():
             setattr(state, name, value)
-        state.gdtr, state.idtr = _table(*gdt), _table(*idt)
+        state.gdtr, state.idtr = table(*gdt), table(*idt)
         for name, segment in segments.items():
-            setattr(state, name, _segment(segment))
+            setattr(state, name, segment_register(segment, bases.get(name)))
         state.xcr0 = 1
         state.mxcsr, state.mxcsr_mask, state.fpcw, state.fptw = 0x1F80, 0xFFFF, 0x37F, 0xFFFF
         state.dr6, state.dr7 = 0xFFFF0FF0, 0x400
         self.cpu.state = state
         self.broken = False
 
-    def run(self) -> None:
-        """Let the processor go on until the doorbell calls `stop`."""
-        self.session.run([self._hook])
+    def run(self, watched: bool = False) -> None:
+        """Let the processor go on until the doorbell, or one of `on_steps` if it is watched, calls `stop`."""
+        self.session.run([self._watch if watched else self._hook])
         if self._failure is not None:
             failure, self._failure = self._failure, None
             self.broken = True
@@ -101,7 +107,15 @@ class Engine:
 
     def on_doorbell(self, doorbell: Doorbell) -> None:
         """Call `doorbell(_, _, linear, physical)` for every CLFLUSH executed; it must not raise, but call `fail`."""
-        self._hook.clflush = doorbell
+        self._hook.clflush = self._watch.clflush = doorbell
+
+    def on_steps(self, far_branch: Step, executed: Step, accessed: Step) -> None:
+        """What to call while it is watched: after a far branch, an instruction and a memory access; nothing may raise."""
+        self._watch.far_branch, self._watch.after_execution, self._watch.lin_access = far_branch, executed, accessed
+
+    def put_back(self, state: Any) -> None:
+        """Make all registers what `look` once gave; what is cached stays so."""
+        self.cpu.set_state_no_flush(state)
 
     def fail(self, failure: BaseException) -> None:
         """End the present `run` with an exception: none may cross the engine."""
@@ -115,8 +129,8 @@ class Engine:
 
     def load_tables(self, gdt: tuple[int, int], ldt: Segment) -> None:
         """Load GDTR (base, limit) and LDTR."""
-        self.cpu.gdtr = _table(*gdt)
-        self.cpu.ldtr = _segment(ldt)
+        self.cpu.gdtr = table(*gdt)
+        self.cpu.ldtr = segment_register(ldt)
 
     def invlpg(self, address: int) -> None:
         """Drop the translation of one page."""
@@ -138,7 +152,7 @@ class Engine:
     def _close(self) -> None:
         """Let go of Python before the interpreter ends: the engine crashes otherwise."""
         self.session.missing_page_handler = abs         # it takes no None, but any builtin outlives the engine
-        self._hook = self.cpu = self.session = None
+        self._hook = self._watch = self.cpu = self.session = None
 
     def _missing_page(self, gpa: int) -> None:
         """Where there is no RAM the bus reads as ones."""
@@ -159,19 +173,21 @@ def engine() -> Engine:
     return _engine
 
 
-def _table(base: int, limit: int) -> Any:
+def table(base: int, limit: int) -> Any:
+    """GDTR or IDTR."""
     table: Any = bochscpu.GlobalSegment()
     table.base, table.limit = base, limit
     return table
 
 
-def _segment(segment: Segment) -> Any:
+def segment_register(segment: Segment, base: int | None = None) -> Any:
+    """A segment register; `base`: of one of 64 bits."""
     descriptor = segment.descriptor
     limit = descriptor & 0xFFFF | descriptor >> 32 & 0xF0000
     register: Any = bochscpu.Segment()
     register.present = bool(descriptor >> 47 & 1)
     register.selector = segment.selector
-    register.base = descriptor >> 16 & 0xFFFFFF | descriptor >> 56 << 24
+    register.base = descriptor >> 16 & 0xFFFFFF | descriptor >> 56 << 24 if base is None else base
     register.limit = limit << 12 | 0xFFF if descriptor >> 55 & 1 else limit
     register.attr = descriptor >> 40 & 0xF0FF
     return register
@@ -183,7 +199,7 @@ def loaded(register: Any) -> Segment:
         return Segment(register.selector, 0)
     attributes = register.attr
     limit = register.limit >> 12 if attributes >> 15 & 1 else register.limit
-    base = register.base
+    base = register.base & 0xFFFFFFFF
     return Segment(register.selector, limit & 0xFFFF | (base & 0xFFFFFF) << 16 | attributes << 40 | (limit & 0xF0000) << 32
                    | base >> 24 << 56)
 

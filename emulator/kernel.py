@@ -13,11 +13,12 @@ class Handler(NamedTuple):
 
 
 NO_HANDLER: Final = Handler()
+NO_CALLBACK: Final = Handler(cs=0)
 
 
 @dataclass(slots=True)
 class Kernel:
-    """All of it, as it is before the kernel has said anything (W-32, W-34, W-40)."""
+    """All of it, as it is before the kernel has said anything (W-32, W-34, W-40, W-50)."""
     domid: int
     gdt: tuple[int, ...] = ()               # its frames; none: Xen's default table
     gdt_entries: int = Xen2003.RESERVED_END
@@ -26,8 +27,8 @@ class Kernel:
     ldt: dict[int, int] = field(default_factory=dict)       # page of the LDT -> frame, where one is mapped
     stack: tuple[int, int] = (Xen2003.RING1_DS, 0)          # SS and ESP on entry from ring 3
     handlers: dict[int, Handler] = field(default_factory=dict)      # by vector
-    event: Handler = NO_HANDLER
-    failsafe: Handler = NO_HANDLER
+    event: Handler = NO_CALLBACK
+    failsafe: Handler = NO_CALLBACK
     fast_trap: int = 0                      # the vector that needs no help of Xen's; 0: none
     debug: dict[int, int] = field(default_factory=dict)     # debug registers that were set
     wants_fpu_trap: bool = False

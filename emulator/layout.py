@@ -28,6 +28,7 @@ M2P_FRAME: Final = RECORD_FRAME + RECORD_FRAMES
 
 HARNESS: Final = Xen2003.GUEST_END              # linear address of frame 0
 GDT_BASE: Final = HARNESS + GDT_FRAME * PAGE_SIZE
+CR0: Final = 0x80050031                         # PG, AM, WP, NE, ET, PE
 IDT_BASE: Final = HARNESS + IDT_FRAME * PAGE_SIZE
 TSS_OFFSET: Final = 0x900
 TSS_BASE: Final = IDT_BASE + TSS_OFFSET
@@ -35,10 +36,27 @@ GDT_POINTER_OFFSET: Final = 0xA00               # operand of LGDT for the loop's
 GDT_POINTER: Final = IDT_BASE + GDT_POINTER_OFFSET
 LDT_MAPPED_OFFSET: Final = 0xA08                # the answer to BELL_LDT
 LDT_MAPPED: Final = IDT_BASE + LDT_MAPPED_OFFSET
+GUEST_IDT_OFFSET: Final = 0xB00                 # in frame 1 too: the gates while a guest runs as itself
+GUEST_IDT: Final = IDT_BASE + GUEST_IDT_OFFSET
+GUEST_IDT_ENTRIES: Final = 0x83                 # beyond the last one INT n ends as at an empty gate
 RING0_BASE: Final = HARNESS + RING0_FRAME * PAGE_SIZE
+WAYS_OFFSET: Final = 0x400                      # in frame 2, behind the stubs: the code of emulator.ways
+WAYS_BASE: Final = RING0_BASE + WAYS_OFFSET
 RING0_STACK: Final = HARNESS + (STACK_FRAME + 1) * PAGE_SIZE
 LOOP_BASE: Final = HARNESS + LOOP_FRAME * PAGE_SIZE
 SCRATCH_BASE: Final = HARNESS + SCRATCH_FRAME * PAGE_SIZE
+
+# --- a guest that runs as itself: what Xen keeps of it, at the bottom and at the top of the page of the ring-0 stack
+HANDLER: Final = HARNESS + STACK_FRAME * PAGE_SIZE      # CS and EIP of the handler of the present trap,
+HANDLER_WORDS: Final = HANDLER + 8              # and what its frame has besides: 1 error code, 2 CR2, too; < 0: no frame
+TURNED: Final = HANDLER + 12                    # 1: the guest is not let go on where it was
+EVENT_CALLBACK: Final = HANDLER + 16            # CS and EIP
+FAILSAFE_CALLBACK: Final = HANDLER + 24
+FAULT_ADDRESS: Final = HANDLER + 32             # CR2
+DEBUG_STATUS: Final = HANDLER + 36              # DR6
+CONTROL: Final = HANDLER + 40                   # what CR0 is while the guest runs
+PUSHED: Final = RING0_STACK - 28                # vector, error code, and what the processor pushes: EIP, CS, EFLAGS, ESP, SS
+SAVED: Final = PUSHED - 64 - 44                 # EBX ECX EDX ESI EDI EBP EAX DS ES FS GS, below the room for a fault in ring 0
 
 # --- segments: Xen's own selectors, and private ones for the loop
 XEN_CS: Final = 0x0808
@@ -70,11 +88,16 @@ SERVICE_VECTOR: Final = 0x83                    # the loop asks the harness for 
 RING_VECTOR: Final = 0x84                       # the loop changes its ring
 END: Final = 0xFFFFFFFF
 FORGET_CODE: Final = 0xFFFFFFFE
+PREPARE: Final = 0xFFFFFFFD                     # find out where CS:EIP of a transfer lies
+TRANSFER: Final = 0xFFFFFFFC                    # let the guest execute the instruction
 FAULT_MARK: Final = 0x100                       # set in the vector of a record whose action faulted
 BELL_HYPERCALL: Final = HARNESS                 # addresses that a stub touches with CLFLUSH, which calls Python
 BELL_SERVICE: Final = HARNESS + 1
 BELL_PANIC: Final = HARNESS + 2
 BELL_LDT: Final = HARNESS + 3                   # a page of the LDT is missing
+BELL_TRAP: Final = HARNESS + 4                  # a guest that runs as itself: a fault of its, or an INT n
+BELL_CALL: Final = HARNESS + 5                  # its hypercall
+BELL_KILLED: Final = HARNESS + 6                # there is no stack to put a frame on
 GUEST_TABLES: Final = 0xFF8                     # offsets in the loop's page, for CLFLUSH at any ring: the domain's GDT and LDT
 LOOP_TABLES: Final = 0xFF9                      # in force, and again the loop's
 BELL_GUEST_TABLES: Final = LOOP_BASE + GUEST_TABLES
@@ -92,6 +115,8 @@ WINDOW_ENTRY: Final = 512                       # of the harness' L1 table
 WINDOW_PAGES: Final = 16                        # of the GDT, and then as many of the LDT
 GDT_WINDOW: Final = HARNESS + WINDOW_ENTRY * PAGE_SIZE
 LDT_WINDOW: Final = GDT_WINDOW + WINDOW_PAGES * PAGE_SIZE
+SHARED_INFO_ENTRY: Final = WINDOW_ENTRY + 2 * WINDOW_PAGES      # its shared_info
+SHARED_INFO: Final = LDT_WINDOW + WINDOW_PAGES * PAGE_SIZE
 
 
 def m2p_pages(frames: int) -> int:

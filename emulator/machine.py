@@ -10,10 +10,14 @@ from emulator import stubs
 from emulator.boot import Boot
 from emulator.engine import Doorbell, Segment, engine
 from emulator.errors import HarnessError
+from emulator.guests import GuestRun
 from emulator.hypervisor import Hypervisor
 from emulator.kernel import Kernel
 from emulator.records import RECORD_WORDS, Program
+from emulator.transfers import Transfers
+from emulator.ways import VECTORS, Ways, assembled
 from spec.abi import PAGE_SIZE, Xen2003
+from spec.vocabulary import Outcome
 
 CAPACITY: Final = (at.RECORDS_END - at.RECORDS) // 4            # words for records and their data
 _FIRST_RECORD: Final = (at.SCRATCH_FRAME * PAGE_SIZE + at.RECORDS) // 4
@@ -55,6 +59,10 @@ class Machine:
         self.hypervisor = Hypervisor(self.ram, boot, self.engine.invlpg, fourth=lambda: int(self.engine.cpu.rsi))
         self.user = False                       # the loop is in ring 3
         self.chose: dict[int, tuple[int, ...]] = {}     # row of a record -> frames that its hypercall handed out
+        self.ended: dict[int, Outcome] = {}     # row of a record -> outcome of its control transfer
+        self.transfer_due = False               # the loop waits for one
+        self.transfers = Transfers(self)
+        self.inside: GuestRun = self.transfers  # what the stubs ask when a guest runs as itself
         self._install()
         self._start_processor()
         self.engine.on_doorbell(self._make_doorbell())
@@ -90,8 +98,14 @@ class Machine:
     def run(self, program: Program) -> NDArray[np.uint32]:
         """Let the guest act out the records of the loaded program; they come back with their outcomes, one a row."""
         self.chose.clear()
+        self.ended.clear()
         self.engine.cpu.rbp = at.RECORDS - 4 * RECORD_WORDS
         self.engine.run()
+        while self.transfer_due:
+            self.transfer_due = False
+            row = self.row()
+            self.ended[row] = self.transfers.perform(program.transfers[row])
+            self.engine.run()
         self.user = program.user
         rows = len(program.words) // RECORD_WORDS
         return self.hypervisor.nram[_FIRST_RECORD:_FIRST_RECORD + rows * RECORD_WORDS].reshape(rows, RECORD_WORDS)
@@ -116,6 +130,12 @@ class Machine:
         put(at.IDT_FRAME, at.TSS_OFFSET + 0x64, struct.pack("<I", 0x68 << 16))          # no I/O bitmap
         put(at.IDT_FRAME, at.GDT_POINTER_OFFSET, struct.pack("<HI", _LOOP_TABLES[0][1], at.GDT_BASE))
         put(at.RING0_FRAME, 0, stubs.RING0)
+        ways = Ways()
+        code, self.ways = assembled(ways.listing())
+        put(at.RING0_FRAME, at.WAYS_OFFSET, code)
+        for vector in VECTORS:
+            gate = interrupt_gate(self.ways[f"entry_{vector}"], ways.dpl(vector))
+            put(at.IDT_FRAME, at.GUEST_IDT_OFFSET + 8 * vector, struct.pack("<Q", gate))
         put(at.LOOP_FRAME, 0, stubs.LOOP)
         put(at.HARNESS_L1_FRAME, 0, np.array(at.harness_l1(), np.uint32).tobytes())
         put(at.M2P_L1_FRAME, 0, np.array(at.m2p_l1(frames), np.uint32).tobytes())
@@ -131,7 +151,7 @@ class Machine:
             gdt=_LOOP_TABLES[0], idt=(at.IDT_BASE, 256 * 8 - 1),
             segments={"cs": segment(at.LOOP_KERNEL_CS), "ss": segment(at.LOOP_KERNEL_SS), "fs": segment(at.LOOP_FS),
                       "tr": segment(at.TSS_SELECTOR),
-                      **{name: segment(at.KERNEL_DS) for name in ("ds", "es", "gs")}})
+                      **{name: segment(at.KERNEL_DS) for name in ("ds", "es", "gs")}}, cr0=at.CR0)
 
     # --- from the processor into Python ---
 
@@ -145,7 +165,7 @@ class Machine:
                 if linear == at.BELL_HYPERCALL:
                     cpu.rax = calls[cpu.rax & 0xFF](cpu.rbx, cpu.rcx, cpu.rdx) & 0xFFFFFFFF
                     if hypervisor.chosen:
-                        self.keep_choice(cpu.rbp)
+                        self.keep_choice()
                     if descriptors.ldt_due:
                         descriptors.map_due()
                     if hypervisor.flush_due:
@@ -160,15 +180,36 @@ class Machine:
                     self.engine.load_tables(*_LOOP_TABLES)
                 elif linear == at.BELL_LDT:
                     self.map_ldt(cpu.cr2 - at.LDT_WINDOW)
+                elif linear == at.BELL_TRAP:
+                    self.inside.trap()
+                elif linear == at.BELL_CALL:
+                    self.inside.call()
+                elif linear == at.BELL_KILLED:
+                    self.inside.kill()
                 else:
                     raise HarnessError(f"a fault in ring 0, with the record at {cpu.rbp:#x}")
             except BaseException as failure:
                 self.engine.fail(failure)
         return doorbell
 
-    def keep_choice(self, ebp: int) -> None:
+    def row(self) -> int:
+        """The number of the record that the loop is at."""
+        row: int = (self.engine.cpu.rbp - at.RECORDS) // (4 * RECORD_WORDS)
+        return row
+
+    def hypercall(self) -> None:
+        """Make the hypercall of a guest that runs as itself: registers in, EAX out."""
+        hypervisor, cpu = self.hypervisor, self.engine.cpu
+        cpu.rax = hypervisor.calls[cpu.rax & 0xFF](cpu.rbx, cpu.rcx, cpu.rdx) & 0xFFFFFFFF
+        hypervisor.chosen.clear()
+        if hypervisor.descriptors.ldt_due:
+            hypervisor.descriptors.map_due()
+        if hypervisor.flush_due:
+            self.flush()
+
+    def keep_choice(self) -> None:
         """Keep the frames that a hypercall handed out, for its outcome."""
-        self.chose[(ebp - at.RECORDS) // (4 * RECORD_WORDS)] = tuple(self.hypervisor.chosen)
+        self.chose[self.row()] = tuple(self.hypervisor.chosen)
         self.hypervisor.chosen.clear()
 
     def guest_tables(self) -> tuple[tuple[int, int], Segment]:
@@ -184,6 +225,12 @@ class Machine:
         if self.hypervisor.flush_due:
             self.flush()
 
+    def prepare(self) -> None:
+        """Tell the next record, which stores an instruction, where CS:EIP lies."""
+        at_record = _FIRST_RECORD + RECORD_WORDS * self.row()
+        ram = self.hypervisor.ram
+        ram[at_record + RECORD_WORDS + 1] = self.transfers.locate(ram[at_record + 2], ram[at_record + 3])
+
     def flush(self) -> None:
         """Load CR3 of the current domain, which flushes the TLB."""
         self.engine.load_cr3(self.hypervisor.root << 2)
@@ -196,6 +243,11 @@ class Machine:
         elif request == at.FORGET_CODE:
             for f in self.hypervisor.written:
                 self.engine.forget_code(f)
+        elif request == at.PREPARE:
+            self.prepare()
+        elif request == at.TRANSFER:
+            self.transfer_due = True
+            self.engine.stop()
         else:
             self.hypervisor.switch_to(request)
             self.flush()

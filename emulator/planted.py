@@ -12,11 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from emulator.descriptors import Descriptors
+from emulator.delivery import Delivery
 from emulator.errors import HarnessError
+from emulator.guests import GuestRun
 from emulator.hypervisor import Hypervisor
 from emulator.machine import Machine
+from emulator.present import Present
 from emulator.target import EmulatorTarget
 from emulator.traps import Traps
+from emulator.ways import Ways
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,8 @@ class Edit:
         """The method with the text replaced; the text must occur in it once."""
         method = getattr(self.owner, self.method)
         source = textwrap.dedent(inspect.getsource(method))
+        if source[0] == " ":                    # a listing in it begins at the margin
+            source = "if True:\n" + source
         if source.count(self.old) != 1:
             raise HarnessError(f"{self.method} has {source.count(self.old)} times {self.old!r}")
         names: dict[str, Any] = {}
@@ -307,6 +313,98 @@ def _plants() -> Iterator[Plant]:
               Edit("set_debugreg", "value > Xen2003.BREAKPOINT_END", "False", Traps))
     yield bug("debug-registers-guarded", "A guest may have its access to debug registers trap in Xen.",
               Edit("set_debugreg", "value & DR7_GUARD or ", "", Traps))
+
+    # --- frames that Xen stores
+    yield bug("frame-words-swapped", "A bounce frame holds EIP where CS belongs, and CS where EIP belongs.",
+              Edit("frame", """8b 15 =CS                     | mov edx, ds:[CS]
+    65 89 16                      | mov gs:[esi], edx
+    83 ee 04                      | sub esi, 4
+    8b 15 =EIP                    | mov edx, ds:[EIP]""", """8b 15 =EIP | mov edx, ds:[EIP]
+    65 89 16   | mov gs:[esi], edx
+    83 ee 04   | sub esi, 4
+    8b 15 =CS  | mov edx, ds:[CS]""", Ways))
+    yield bug("frame-on-the-interrupted-stack", "A frame for what an application did goes onto the application's own stack.",
+              Edit("frame", "f6 05 =CS 02", "f6 05 =CS 00", Ways))
+    yield bug("frame-beyond-the-limit", "A frame in ring 1 is stored through a flat segment: the limit of the kernel's stack does not count.",
+              Edit("frame", """inner:
+    8e e8                         | mov gs, eax""", """inner:
+    b9 21 08 00 00                | mov ecx, RING1_DS
+    8e e9                         | mov gs, ecx""", Ways))
+    yield bug("frame-without-the-upper-stack", "The stack pointer of an application is stored where its stack segment belongs.",
+              Edit("frame", "8b 15 =SS  ", "8b 15 =ESP ", Ways))
+    yield bug("handler-with-tf", "TF stays set when a handler is entered.", Edit("frame", "ff be fc ff", "ff bf fc ff", Ways))
+    yield bug("handler-with-nt", "NT stays set when a handler is entered.", Edit("frame", "ff be fc ff", "ff fe fc ff", Ways))
+    yield bug("fault-address-missing", "The frame of a page fault has no CR2.", Edit("bounce", "74 >framed", "eb >framed", Ways))
+    yield bug("fault-address-twice", "The frame of a page fault has CR2 where its error code belongs.",
+              Edit("bounce", "8b 15 =ERROR  ", "8b 15 =ADDRESS", Ways))
+    yield bug("unwritable-stack-not-killing", "A domain whose kernel has no stack to put a frame on goes on where it was.",
+              Edit("own_fault", "2e 0f ae 3d =BELL_KILLED      ", "e9 >>leave ", Ways))
+    yield bug("error-code-always", "Every exception pushes an error code.",
+              Edit("exception", "1 if vector in WITH_ERROR_CODE else 0", "1", Delivery))
+    yield bug("error-code-missing", "Only page faults push an error code.",
+              Edit("exception", "1 if vector in WITH_ERROR_CODE else 0", "0", Delivery))
+
+    # --- the way out
+    yield bug("failsafe-words-in-wrong-order", "The failsafe frame has DS and GS in each other's place.",
+              Edit("failsafe", "8b 15 =DS  ", "8b 15 =GS  ", Ways))
+    yield bug("failsafe-with-a-segment", "The failsafe callback is entered with the kernel's stack segment in GS.",
+              Edit("failsafe", """8e e0                         | mov fs, eax
+    8e e8                         | mov gs, eax""", "8e e0 | mov fs, eax", Ways))
+    yield bug("failsafe-never", "A domain whose segments cannot be restored is killed.",
+              Edit("own_fault", "0f 82 >>failsafe", "0f 82 >>killed", Ways))
+    yield bug("failsafe-at-the-event-callback", "Xen takes the event callback for the failsafe callback.",
+              Edit("show", "kernel.failsafe.cs, kernel.failsafe.ip", "kernel.event.cs, kernel.event.ip", GuestRun))
+    yield bug("data-segment-not-restored", "ES is not restored: it gets the selector of DS.",
+              Edit("way_out", "36 8e 05 =ES  ", "36 8e 05 =DS  ", Ways))
+    yield bug("event-mask-not-cleared", "The master bit of the event mask stays set when the callback is entered.",
+              Edit("way_out", "0d 00 00 00 80", "0d 00 00 00 00", Ways))
+    yield bug("delivered-events-stay-selected", "The events that were delivered stay selected in the mask.",
+              Edit("way_out", "0d 00 00 00 80                | or eax, ", "b8 00 00 00 80 | mov eax, ", Ways))
+    yield bug("events-though-masked", "Events are delivered though the master bit of the mask is clear.",
+              Edit("way_out", "79 >leave", "90 90", Ways))
+    yield bug("events-not-selected", "The callback is entered though the mask selects none of the events.",
+              Edit("way_out", "74 >leave", "90 90", Ways))
+    yield bug("event-test-of-the-last-domain", "Xen tests the events of the domain that ran before.",
+              Edit("show", "ram[_SHARED_INFO] = ", "ram[_SHARED_INFO] = ram[_SHARED_INFO] or ", GuestRun))
+
+    # --- which handler is entered
+    yield bug("int-dpl-unchecked", "INT n calls every handler from every ring.",
+              Edit("software", "handler.flags & 3 < self.ram[CS] & 3", "False", Delivery))
+    yield bug("int-not-skipped", "The frame of INT n leads back to it.", Edit("software", "+ INT_SIZE", "", Delivery))
+    yield bug("int-of-an-exception", "INT 6 comes to Xen's own entry and is taken for an undefined instruction.",
+              Edit("dpl", ".get(vector, 0)", ".get(vector, 3 * (vector == 6))", Ways))
+    yield bug("breakpoint-kept-from-applications", "INT3 of an application is a protection fault.",
+              Edit("dpl", "3: 3", "3: 1", Ways))
+    yield bug("handler-masks-nothing", "A handler that wants events masked is entered with the mask as it was.",
+              Edit("enter", "handler.flags & Xen2003.EVENTS_MASKED", "False", Delivery))
+    yield bug("ldt-fault-bounced", "A page of the LDT that an instruction needs is not mapped: the guest has the fault.",
+              Edit("page_fault", "if 0 <= ", "if 0 > ", Delivery))
+    yield bug("ldt-fault-by-the-guests-address", "A fault in the LDT is reported at the LDT's address in the guest, as in 1.0 (W-41).",
+              Edit("page_fault", "else:\n", "else:\n        if 0 <= offset < at.WINDOW_PAGES * PAGE_SIZE:\n"
+                   "            self.ram[ADDRESS] = self.kernel().ldt_base + offset\n", Delivery))
+    yield bug("single-step-masks-events", "The handler of a single step masks events.",
+              Edit("single_step", "._replace(flags=0)", "", Delivery))
+    yield bug("single-step-untold", "The guest's debug register 6 says nothing of a single step.",
+              Edit("single_step", "self.kernel().debug[6] = self.ram[DEBUG]", "pass", Delivery))
+    yield bug("fpu-trap-again", "The mark of fpu_taskswitch is not taken away by its trap.",
+              Edit("fpu", "kernel.wants_fpu_trap = False", "pass", Delivery))
+    yield bug("fpu-trap-lost", "A kernel that asked for it does not hear of floating point.",
+              Edit("fpu", "if kernel.wants_fpu_trap:", "if False:", Delivery))
+    yield bug("privileged-instruction-skipped", "Xen lets a guest go on behind an instruction of one byte that it must not execute.",
+              Edit("trap", "elif vector == PF:", """elif vector == GP and error == 0 and self.hypervisor.walk(ram[EIP]) >= 0 and (
+            self.hypervisor.bytes[4 * self.hypervisor.walk(ram[EIP]) + (ram[EIP] & 3)] in b"\\xf4\\xfa\\xfb"):
+        ram[EIP], ram[WORDS] = ram[EIP] + 1, NO_FRAME
+    elif vector == PF:""", Delivery))
+
+    # --- what the processor goes by
+    yield bug("fast-trap-of-the-last-domain", "The fast trap's gate is not exchanged when another domain runs.",
+              Edit("show", "self.fast_trap(kernel)", "pass", Present))
+    yield bug("fast-trap-for-all", "The fast trap's gate lets every ring in, whatever its handler's DPL.",
+              Edit("gate", "(handler.flags & 3) << 13", "3 << 13", Present))
+    yield bug("fast-trap-masks-interrupts", "The fast trap's gate is an interrupt gate: IF is clear in the handler.",
+              Edit("gate", "_TRAP_GATE", "0x8E00", Present))
+    yield bug("kernel-stack-of-the-last-domain", "The stack of ring 1 is not exchanged when another domain runs.",
+              Edit("show", "self.stack(*kernel.stack)", "pass", Present))
 
 
 PLANTS: dict[str, Plant] = {plant.name: plant for plant in _plants()}

@@ -9,15 +9,10 @@ from spec.abi import PAGE_SIZE, RW, A, D, P
 _ENTRY: Final = P | RW | A | D
 _WINDOW: Final = (at.HARNESS_L1_FRAME * PAGE_SIZE >> 2) + at.WINDOW_ENTRY    # the word of RAM that maps the GDT's first page
 _PAGES: Final = at.WINDOW_PAGES
-_IDT: Final = at.IDT_FRAME * PAGE_SIZE >> 2
-_STACK: Final = _IDT + (at.TSS_OFFSET >> 2) + 3             # ESP of ring 1, and then its SS
+_IDT: Final = at.IDT_FRAME * PAGE_SIZE + at.GUEST_IDT_OFFSET >> 2
+_STACK: Final = (at.IDT_FRAME * PAGE_SIZE + at.TSS_OFFSET >> 2) + 3     # ESP of ring 1, and then its SS
 _NOTHING: Final = (_IDT + 2 * 0x80, 0, 0)
 _TRAP_GATE: Final = 0x8F00
-
-
-def trap_gate(handler: Handler) -> tuple[int, int]:
-    """The two words of a 32-bit trap gate."""
-    return handler.ip & 0xFFFF | handler.cs << 16, handler.ip & 0xFFFF0000 | _TRAP_GATE | (handler.flags & 3) << 13
 
 
 class Present:
@@ -55,7 +50,11 @@ class Present:
         if kernel.fast_trap:
             at_vector = _IDT + 2 * kernel.fast_trap
             self._before = at_vector, self._ram[at_vector], self._ram[at_vector + 1]
-            self._put_gate(at_vector, *trap_gate(kernel.handlers.get(kernel.fast_trap, NO_HANDLER)))
+            self._put_gate(at_vector, *self.gate(kernel.handlers.get(kernel.fast_trap, NO_HANDLER)))
+
+    def gate(self, handler: Handler) -> tuple[int, int]:
+        """The two words of a 32-bit trap gate."""
+        return handler.ip & 0xFFFF | handler.cs << 16, handler.ip & 0xFFFF0000 | _TRAP_GATE | (handler.flags & 3) << 13
 
     def _put_gate(self, i: int, low: int, high: int) -> None:
         self._ram[i] = low

@@ -9,7 +9,20 @@ from emulator import layout as at
 from emulator.errors import HarnessError
 from emulator.stubs import HANDLERS
 from spec.abi import PAGE_SIZE, PF
-from spec.vocabulary import SEGMENT_REGISTERS, Action, Execute, Hypercall, Load, LoadSegment, Outcome, Store
+from spec.vocabulary import (
+    SEGMENT_REGISTERS,
+    Action,
+    Execute,
+    Hypercall,
+    Load,
+    LoadSegment,
+    Outcome,
+    Store,
+    SystemCall,
+    Transfer,
+    code_of,
+    code_words,
+)
 
 RECORD_WORDS: Final = 8
 
@@ -19,8 +32,9 @@ _SEGMENTS: Final = {register: HANDLERS["segment_" + register] for register in SE
 _TO_KERNEL: Final = (_RING, at.LOOP_KERNEL_CS, at.LOOP_KERNEL_SS, at.KERNEL_DS, 0, 0, 0, 0)
 _TO_USER: Final = (_RING, at.LOOP_USER_CS, at.LOOP_USER_SS, at.USER_DS, 0, 0, 0, 0)
 _FORGET_CODE: Final = (_SERVICE, at.FORGET_CODE, 0, 0, 0, 0, 0, 0)
+_TRANSFER: Final = (_SERVICE, at.TRANSFER, 0, 0, 0, 0, 0, 0)
 _END: Final = (_SERVICE, at.END, 0, 0, 0, 0, 0, 0)
-_ROOM: Final = 5 * RECORD_WORDS                 # an action's records at most, without data, and the end
+_ROOM: Final = 8 * RECORD_WORDS                 # an action's records at most, without data, and the end
 _OTHER_WINGS: Final = frozenset({2, 6, 8, 9, 10, 11, 18, 20})      # console, network, scheduling, control, block, ... (W-21)
 _PAD: Final = ((0, 0, 0), (0, 0), (0,), ())     # what is missing to three arguments
 _LAST_OFFSET: Final = PAGE_SIZE - 4             # of a word that does not cross its page's end
@@ -35,6 +49,7 @@ class Program:
         self.words: list[int] = []
         self.rows: list[int] = []
         self.loads: list[int] = []              # actions with an unsigned value
+        self.transfers: dict[int, Transfer] = {}    # by their record
 
     def compile(self, actions: Sequence[Action], first: int, capacity: int, domains: Container[int]) -> int:
         """Append records of `actions` from the first on while there is room; return the first action that had none."""
@@ -52,6 +67,15 @@ class Program:
                 if len(words) > limit:          # its data do not fit any more
                     del words[start:]
                     break
+            elif isinstance(action, Transfer):
+                if action.dom != self.domid or self.user:
+                    self.enter(action.dom, False, domains)
+                start = len(words)
+                self.transfer(action)
+                if len(words) > limit:
+                    del words[start:]
+                    break
+                self.transfers[(len(words) >> 3) - 1] = action
             else:
                 if action.dom != self.domid or action.user is not self.user:
                     self.enter(action.dom, action.user, domains)
@@ -102,6 +126,20 @@ class Program:
         else:
             raise HarnessError(f"a hypercall has no more than 5 arguments: {args}")
 
+    def transfer(self, action: Transfer) -> None:
+        """A control transfer, after the stores of its data and of its instruction; a fault of one of those is its outcome."""
+        if isinstance(action, SystemCall):
+            raise HarnessError(f"not an action of this profile: {action!r}")
+        words, code = self.words, code_words(code_of(action))
+        where = action.at
+        if action.data:
+            self.stores(action.data, 3)
+        words += (_SERVICE, at.PREPARE, where.cs, where.eip, 0, 0, 0, 0)
+        words += (_STORE, 0, *code, 0, 0, 0, 0, 0) if len(code) == 1 else (_STORE_PAIR, 0, *code, 0, 0, 0, 0)
+        words[-1] = 4 * 2 * RECORD_WORDS        # its fault
+        words += _FORGET_CODE
+        words += _TRANSFER
+
     def load_segment(self, action: LoadSegment) -> tuple[int, ...]:
         """A load of a segment register, and the selector that it has in the loop."""
         register, user = action.register, action.user
@@ -110,8 +148,8 @@ class Program:
         own = (at.KERNEL_DS, at.USER_DS) if register != "ss" else (at.LOOP_KERNEL_SS, at.LOOP_USER_SS)
         return _SEGMENTS[register], action.selector, own[user], 0, 0, 0, 0, 0
 
-    def stores(self, data: tuple[tuple[int, tuple[int, ...]], ...]) -> None:
-        """Stores by the kernel, each telling how far ahead the record lies that takes its fault."""
+    def stores(self, data: tuple[tuple[int, tuple[int, ...]], ...], further: int = 0) -> None:
+        """Stores by the kernel, each telling how far ahead the record lies that takes its fault: `further` than the next."""
         words = self.words
         faults: list[int] = []                  # where that distance belongs
         for va, values in data:
@@ -128,7 +166,7 @@ class Program:
                 words += (_COPY, va, size, 0, 4 * (size + padding), 0, 0, 0)
                 words += values
                 words += (0,) * padding
-        end = len(words) + 7
+        end = len(words) + 7 + further * RECORD_WORDS
         for fault in faults:
             words[fault] = 4 * (end - fault)
 
@@ -146,8 +184,9 @@ class _Values(dict[int, Outcome]):
 _values = _Values()
 
 
-def outcomes(program: Program, records: NDArray[np.uint32], chose: dict[int, tuple[int, ...]]) -> list[Outcome]:
-    """The outcomes of a program's actions; `chose` says by record which frames a hypercall handed out."""
+def outcomes(program: Program, records: NDArray[np.uint32], chose: dict[int, tuple[int, ...]],
+             ended: dict[int, Outcome]) -> list[Outcome]:
+    """The outcomes of a program's actions; by record: `chose`, the frames that a hypercall handed out, `ended`, transfers'."""
     ends = records if len(program.rows) == len(records) - 1 else records[program.rows]
     values: list[Any] = ends[:len(program.rows), 4].view(np.int32).tolist()
     for n in program.loads:
@@ -157,9 +196,11 @@ def outcomes(program: Program, records: NDArray[np.uint32], chose: dict[int, tup
     for n, (vector, error, address) in zip(faulted.tolist(), ends[faulted, 5:].tolist(), strict=True):
         vector &= ~at.FAULT_MARK
         result[n] = Outcome(0, vector, error, address if vector == PF else 0)
-    if chose:
+    if chose or ended:
         by_row = {row: n for n, row in enumerate(program.rows)}
         for row, frames in chose.items():
             n = by_row[row]
             result[n] = Outcome(result[n].value, chose=frames)
+        for row, outcome in ended.items():
+            result[by_row[row]] = outcome
     return result

@@ -131,12 +131,12 @@ returned:
     "SAVED_EBP": at.SAVED_EBP, "FAR_OFFSET": at.FAR_POINTER, "FAR_SELECTOR": at.FAR_POINTER + 4, "STEPS": at.STEPS,
 })
 
-_WITH_ERROR_CODE = (8, 10, 11, 12, 13, 14, 17)
+WITH_ERROR_CODE = (8, 10, 11, 12, 13, 14, 17)
 _PLAIN_EXCEPTIONS = [v for v in range(32) if v not in (1, 14)]
 
 
 def _exception(vector: int) -> str:
-    push_zero = "" if vector in _WITH_ERROR_CODE else "6a 00 | push 0"
+    push_zero = "" if vector in WITH_ERROR_CODE else "6a 00 | push 0"
     return f"exception_{vector}:\n {push_zero}\n 6a {vector:02x} | push vector\n e9 >>fault | jmp fault\n"
 
 

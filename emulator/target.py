@@ -65,7 +65,7 @@ class EmulatorTarget:
             except (AttributeError, TypeError, struct.error) as error:
                 raise HarnessError(f"not an action, or a number in it is no 32-bit word: {error}") from error
             records = machine.run(program)
-            result += outcomes(program, records, machine.chose)
+            result += outcomes(program, records, machine.chose, machine.ended)
         return result
 
     def observe(self) -> Observation:

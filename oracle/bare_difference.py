@@ -1,7 +1,7 @@
 """Holds the end of one trial on the processor against the specification, and knows the differences that are explained."""
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from spec.abi import AC, BP, BR, DB, DE, DF, GP, NP, PF, SS, TS, UD
 from spec.vocabulary import Bare, Finish, Trial
@@ -14,6 +14,38 @@ VECTORS: Final = {DE: "#DE", DB: "#DB", BP: "#BP", BR: "#BR", UD: "#UD", DF: "#D
                   PF: "#PF", AC: "#AC"}
 
 Expected = Callable[[Trial], Finish | str]
+
+
+class AnyDifference(Protocol):
+    """A trial on either processor that ends otherwise than the specification says."""
+
+    @property
+    def place(self) -> str:
+        """Where in the table, or in which family."""
+
+    @property
+    def trial(self) -> Any:
+        """The trial."""
+
+    @property
+    def says(self) -> Any:
+        """The end that the specification gives, or the reason why it gives none."""
+
+    @property
+    def does(self) -> Any:
+        """The end on the processor."""
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Where they differ."""
+
+    @property
+    def declared(self) -> str:
+        """The known difference that it is, or nothing."""
+
+    @property
+    def what(self) -> str:
+        """What is known of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +62,11 @@ class Difference:
         """The known difference that it is, or nothing."""
         return next((name for name, known in DECLARED.items() if isinstance(self.says, Finish)
                      and known.applies(self, self.says, self.does)), "")
+
+    @property
+    def what(self) -> str:
+        """What is known of it."""
+        return DECLARED[self.declared].what
 
 
 def difference(place: str, trial: Trial, says: Finish | str, does: Finish) -> list[Difference]:

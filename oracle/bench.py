@@ -4,7 +4,7 @@ Figures of one run can be compared with each other, not with those of another ma
 """
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,11 +13,20 @@ from rich.console import RenderableType
 from oracle.judge import describe, show
 from oracle.report import plain_table
 from oracle.runner import SMALL_MEMORY, WHOLE_EVERY, BootedRunner, CampaignSpec
-from oracle.targets import HarnessError, ModelTarget, Target, default_setup, open_target
+from oracle.targets import (
+    EntryCost,
+    HarnessError,
+    ModelTarget,
+    Target,
+    default_setup,
+    entry_costs,
+    open_target,
+)
 from spec.abi import PAGE_SIZE, RW, A, D, P, Xen2003
 from spec.vocabulary import Action, DomainSetup, Hypercall, Load, Setup, Store
 
 PROFILE: Final = "xen-2003"
+EMULATOR: Final = "emulator"
 ROUNDS: Final = 3
 DOM: Final = 1                              # the domain at work: it has no privilege
 BUFFER, BATCH, FLIPPED, TABLE = 2, 3, 10, 11        # its pages: requests, a batch of them, one that is remapped, a table to pin
@@ -200,9 +209,21 @@ def run_bench(target: str = "emulator", on_row: Callable[[Row], None] = lambda _
         names = [f"oracle loop, an action, {domains} domains, {frames:,} frames" for domains, frames in (SMALL, BIG)]
         tell(Row(names[0], 1e6 / small, "µs"))
         tell(Row(names[1], 1e6 / big, "µs", small / big, names[0]))
+        if target == EMULATOR:
+            for row in entry_rows(entry_costs()):
+                tell(row)
     finally:
         held.close()
     return rows
+
+
+def entry_rows(costs: Mapping[str, EntryCost]) -> list[Row]:
+    """What each way into a guest's kernel and back costs, against the first one."""
+    first, *_ = costs
+    return [row for name, cost in costs.items() for row in (
+        Row(f"{name}: guest and Xen's stubs", cost.instructions + cost.xens, "instructions",
+            (cost.instructions + cost.xens) / (costs[first].instructions + costs[first].xens), first),
+        Row(f"{name}: time", cost.seconds * 1e6, "µs", cost.seconds / costs[first].seconds, first))]
 
 
 def runner_of(target: Target, domains: int, frames: int) -> BootedRunner:

@@ -20,7 +20,7 @@ from oracle.targets import HarnessError, RealTarget
 from refmodel import ModelError
 from refmodel.moments import Moment, go_to, is_flushed, moment
 from spec.abi import Xen417
-from spec.vocabulary import Action, Hypercall, Observation, Outcome, Store
+from spec.vocabulary import Action, Execute, Hypercall, Load, LoadSegment, Observation, Outcome, Store
 
 TEMPLATES: Final = 24                           # actions that a burst is made of
 DRAWS: Final = 80                               # moves that are looked at for them
@@ -53,7 +53,7 @@ def templates(g: Generator) -> tuple[list[Action], list[Action]]:
                 taken.update(words)
                 stores += [Store(g.d.dom, va, word) for va, word in words.items()]
                 chosen += with_inverse(g, replace(action, data=()))
-            elif not action.user:
+            elif isinstance(action, Load | Store | Execute | LoadSegment) and not action.user:
                 chosen.append(action)
         if len(chosen) >= TEMPLATES:
             break

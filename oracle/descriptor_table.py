@@ -4,13 +4,13 @@ A row is a descriptor (S and type, present or not, DPL), a column a use; a cell 
 pair of rings and RPL where a transfer leads to another ring.
 """
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Final, NamedTuple
+from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from oracle.bare import expected
-from oracle.bare_difference import Difference, Expected, difference, end_of
+from oracle.bare_difference import AnyDifference, Expected, difference, end_of
 from oracle.targets import BareProcessor
 from spec.vocabulary import Bare, Trial, bare_gate, bare_segment, bare_system
 
@@ -20,6 +20,15 @@ _TSS16, _TSS32 = (1, 3), (9, 0xB)
 _LDT_TYPE: Final = 2
 _GATE: Final = Bare.FREE + 8                # where a call gate to the descriptor lies
 _RINGS: Final = range(4)
+
+
+class AnyTrial(Protocol):
+    """A trial on either processor."""
+    code: bytes
+    cpl: int
+
+
+T = TypeVar("T", bound=AnyTrial)
 
 KINDS: Final = (
     "reserved 0", "16-bit TSS", "LDT", "16-bit busy TSS", "16-bit call gate", "task gate", "16-bit interrupt gate",
@@ -126,36 +135,36 @@ def on_stack(cpl: int, frame: Iterable[int]) -> dict[int, int]:
 
 # --- the columns -------------------------------------------------------------------------------------------------------------
 
-class Column(NamedTuple):
+class Column(NamedTuple, Generic[T]):
     """A use of a descriptor: `rings` are the pairs of CPL and the ring that it leads to (or CPL again), `rpls` the RPLs tried."""
     name: str
     what: str
     group: str
-    use: Use
+    use: Callable[[int, int, int, int], T]
     rings: tuple[tuple[int, int], ...]
     rpls: tuple[int, ...] = (0, 1, 2, 3)
 
 
-_SAME: Final = tuple((cpl, cpl) for cpl in _RINGS)
-_OUTER: Final = tuple((cpl, to) for cpl in _RINGS for to in range(cpl + 1, 4))
+SAME: Final = tuple((cpl, cpl) for cpl in _RINGS)
+OUTER: Final = tuple((cpl, to) for cpl in _RINGS for to in range(cpl + 1, 4))
 _INNER: Final = tuple((cpl, to) for cpl in _RINGS for to in range(cpl))
 
 COLUMNS: Final = (
-    Column("DS", "MOV DS, selector", "segment registers", _loaded("8ed8"), _SAME),
-    Column("SS", "MOV SS, selector", "segment registers", _loaded("8ed0"), _SAME),
-    Column("JMP", "far JMP to it", "jumps and calls", _direct("ff2b"), _SAME),
-    Column("CALL", "far CALL to it", "jumps and calls", _direct("ff1b"), _SAME),
-    Column("JMP gate", "far JMP through a call gate of DPL 3 to it", "jumps and calls", _gated("ff2b"), _SAME),
-    Column("CALL gate", "far CALL through a call gate of DPL 3 to it", "jumps and calls", _gated("ff1b"), _SAME),
-    Column("INT", "INT n through an interrupt gate of DPL 3 to it", "handlers", _handler("cd80", 0x80, _INTERRUPT_GATE), _SAME),
-    Column("INT trap", "INT n through a trap gate of DPL 3 to it", "handlers", _handler("cd80", 0x80, _TRAP_GATE), _SAME),
-    Column("#UD", "exception through an interrupt gate to it", "handlers", _handler("0f0b", 6, _INTERRUPT_GATE), _SAME),
-    Column("RETF", "far RET to it", "returns", _returned("cb", ()), _SAME),
-    Column("IRET", "IRET to it", "returns", _returned("cf", (2,)), _SAME),
-    Column("IDT, INT", "INT n through it as a gate", "entries of the IDT", _entry("cd80", 0x80), _SAME, (0,)),
-    Column("IDT, #UD", "exception through it as a gate", "entries of the IDT", _entry("0f0b", 6), _SAME, (0,)),
-    Column("RETF, SS", "SS that far RET finds for an outer ring", "stacks of other rings", _returned_stack("cb", ()), _OUTER),
-    Column("IRET, SS", "SS that IRET finds for an outer ring", "stacks of other rings", _returned_stack("cf", (2,)), _OUTER),
+    Column("DS", "MOV DS, selector", "segment registers", _loaded("8ed8"), SAME),
+    Column("SS", "MOV SS, selector", "segment registers", _loaded("8ed0"), SAME),
+    Column("JMP", "far JMP to it", "jumps and calls", _direct("ff2b"), SAME),
+    Column("CALL", "far CALL to it", "jumps and calls", _direct("ff1b"), SAME),
+    Column("JMP gate", "far JMP through a call gate of DPL 3 to it", "jumps and calls", _gated("ff2b"), SAME),
+    Column("CALL gate", "far CALL through a call gate of DPL 3 to it", "jumps and calls", _gated("ff1b"), SAME),
+    Column("INT", "INT n through an interrupt gate of DPL 3 to it", "handlers", _handler("cd80", 0x80, _INTERRUPT_GATE), SAME),
+    Column("INT trap", "INT n through a trap gate of DPL 3 to it", "handlers", _handler("cd80", 0x80, _TRAP_GATE), SAME),
+    Column("#UD", "exception through an interrupt gate to it", "handlers", _handler("0f0b", 6, _INTERRUPT_GATE), SAME),
+    Column("RETF", "far RET to it", "returns", _returned("cb", ()), SAME),
+    Column("IRET", "IRET to it", "returns", _returned("cf", (2,)), SAME),
+    Column("IDT, INT", "INT n through it as a gate", "entries of the IDT", _entry("cd80", 0x80), SAME, (0,)),
+    Column("IDT, #UD", "exception through it as a gate", "entries of the IDT", _entry("0f0b", 6), SAME, (0,)),
+    Column("RETF, SS", "SS that far RET finds for an outer ring", "stacks of other rings", _returned_stack("cb", ()), OUTER),
+    Column("IRET, SS", "SS that IRET finds for an outer ring", "stacks of other rings", _returned_stack("cf", (2,)), OUTER),
     Column("CALL, SS", "SS in the TSS for a call gate to an inner ring", "stacks of other rings", _switched_call, _INNER),
     Column("INT, SS", "SS in the TSS for an interrupt to an inner ring", "stacks of other rings", _switched_interrupt, _INNER),
 )
@@ -168,43 +177,67 @@ class Place(NamedTuple):
     kind: int
     present: bool
     dpl: int
-    column: Column
+    column: Column[Any]
     cpl: int
     to: int
     rpl: int
 
-    def trial(self) -> Trial:
-        """The trial itself."""
-        return self.column.use(word_of(self.kind, self.present, self.dpl), self.rpl, self.cpl, self.to)
 
-    def __str__(self) -> str:
-        absent = "" if self.present else "not present, "
-        ring = f" to ring {self.to}" if self.to != self.cpl else ""
-        return f"{KINDS[self.kind]}, {absent}DPL {self.dpl}: {self.column.what}, CPL {self.cpl}{ring}, RPL {self.rpl}"
+@dataclass(frozen=True, slots=True)
+class Sheet(Generic[T]):
+    """What a table is about: the kinds of descriptors and their uses, and how a trial is judged."""
+    kinds: tuple[str, ...]
+    columns: tuple[Column[T], ...]
+    word: Callable[[int, bool, int], int]           # kind, present, DPL -> the descriptor
+    expect: Callable[[T], Any]
+    end: Callable[[Any, int], str]
+    difference: Callable[[str, T, Any, Any], Sequence[AnyDifference]]
+
+    def trial(self, place: Place) -> T:
+        """The trial of a place."""
+        trial: T = place.column.use(self.word(place.kind, place.present, place.dpl), place.rpl, place.cpl, place.to)
+        return trial
+
+    def name(self, place: Place) -> str:
+        """A place in words."""
+        absent = "" if place.present else "not present, "
+        ring = f" to ring {place.to}" if place.to != place.cpl else ""
+        return (f"{self.kinds[place.kind]}, {absent}DPL {place.dpl}: {place.column.what}, CPL {place.cpl}{ring}, "
+                f"RPL {place.rpl}")
+
+
+SHEET: Final = Sheet(KINDS, COLUMNS, word_of, expected, end_of, difference)
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
     """The whole table: how each trial ended on the processor, and where the specification differs."""
+    sheet: Sheet[Any]
     ends: dict[Place, str]
-    differences: list[Difference]
+    differences: list[AnyDifference]
     seconds: float
 
 
-def places(columns: Iterable[Column] = COLUMNS) -> Iterator[Place]:
+def places(columns: Iterable[Column[Any]] = COLUMNS, kinds: int = len(KINDS)) -> Iterator[Place]:
     """Every trial of the table, those of one instruction together."""
     for column in columns:
-        for kind, present, dpl, (cpl, to), rpl in product(range(32), (True, False), _RINGS, column.rings, column.rpls):
+        for kind, present, dpl, (cpl, to), rpl in product(range(kinds), (True, False), _RINGS, column.rings, column.rpls):
             yield Place(kind, present, dpl, column, cpl, to, rpl)
 
 
-def compare(processor: BareProcessor, expect: Expected = expected, columns: Iterable[Column] = COLUMNS) -> Table:
+def compare(processor: BareProcessor, expect: Expected = expected, columns: Iterable[Column[Trial]] = COLUMNS) -> Table:
     """Perform every trial and hold it against the specification."""
+    return compared(SHEET, processor.perform, places(columns), expect)
+
+
+def compared(sheet: Sheet[T], perform: Callable[[T], Any], chosen: Iterable[Place], expect: Callable[[T], Any]) -> Table:
+    """Perform the trials of some places of a sheet."""
     start = time.perf_counter()
-    ends, differences = {}, []
-    for place in places(columns):
-        trial = place.trial()
-        does = processor.perform(trial)
-        ends[place] = end_of(does, place.cpl)
-        differences += difference(str(place), trial, expect(trial), does)
-    return Table(ends, differences, time.perf_counter() - start)
+    ends: dict[Place, str] = {}
+    differences: list[AnyDifference] = []
+    for place in chosen:
+        trial = sheet.trial(place)
+        does = perform(trial)
+        ends[place] = sheet.end(does, place.cpl)
+        differences += sheet.difference(sheet.name(place), trial, expect(trial), does)
+    return Table(sheet, ends, differences, time.perf_counter() - start)

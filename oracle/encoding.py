@@ -16,22 +16,35 @@ from spec.abi import PAGE_SIZE
 from spec.profile import PROFILES, Profile
 from spec.vocabulary import (
     FREE_FRAME,
+    PRIVILEGED,
     SEGMENT_REGISTERS,
+    Access,
     Action,
+    Context,
+    Data,
     DomainSetup,
     Execute,
+    FarTransfer,
     Hypercall,
+    Interrupt,
     Load,
     LoadSegment,
     Observation,
     Outcome,
+    Privileged,
+    Return,
     Setup,
     Store,
+    SystemCall,
+    Transfer,
     pack_frame,
     unpack_frame,
 )
 
 MAX_ARGS: Final = {"xen-2003": 5, "xen-4.17": 6}        # registers that carry arguments
+CONTEXT: Final = ("cs", "eip", "eflags", "esp", "ss", "ds", "es", "fs", "gs")
+SELECTORS: Final = frozenset(CONTEXT) - {"eip", "eflags", "esp"}
+NEEDED: Final = 5                                       # of the context; the others are 0 if nothing is said
 
 
 # --- reading: the leaves -----------------------------------------------------------------------------------------------------
@@ -145,7 +158,8 @@ class Reader:
         self.ones, self.word = p.all_ones, p.word_bytes
         self.actions: dict[str, Callable[[dict[str, Any]], Action]] = {
             "hypercall": self._hypercall, "load": self._load, "store": self._store, "execute": self._execute,
-            "load_segment": self._load_segment}
+            "load_segment": self._load_segment, "far_transfer": self._far_transfer, "interrupt": self._interrupt,
+            "return": self._return, "access": self._access, "privileged": self._privileged, "system_call": self._system_call}
 
     def action(self, doc: Any) -> Action:
         """One action; an `outcome` beside it is left to the caller."""
@@ -172,8 +186,11 @@ class Reader:
         most = MAX_ARGS[self.profile.name]
         if len(args) > most:
             raise ProgramError("args", f"{len(args)} of them, but {self.profile.name} passes at most {most}")
-        data = tuple([self._data(pair, f"data[{n}]") for n, pair in enumerate(_list(doc.get("data", []), "data"))])
-        return Hypercall(self._dom(doc), _number(doc["nr"], "nr", self.ones), args, data)
+        return Hypercall(self._dom(doc), _number(doc["nr"], "nr", self.ones), args, self._stores(doc))
+
+    def _stores(self, doc: dict[str, Any]) -> Data:
+        """What the kernel stores first."""
+        return tuple([self._data(pair, f"data[{n}]") for n, pair in enumerate(_list(doc.get("data", []), "data"))])
 
     def _data(self, pair: Any, field: str) -> tuple[int, tuple[int, ...]]:
         """The words that one element of `data` stores, and where."""
@@ -203,25 +220,76 @@ class Reader:
 
     def _load_segment(self, doc: dict[str, Any]) -> LoadSegment:
         _only(doc, "dom", "do", "register", "selector", "user", "outcome")
-        if not self.profile.guest_end:
-            raise ProgramError("do", f"{self.profile.name} has no segments to load")
         register = _text(doc["register"], "register")
         if register not in SEGMENT_REGISTERS:
             raise ProgramError("register", f"{short(register)} is none of {', '.join(SEGMENT_REGISTERS)}")
         return LoadSegment(self._dom(doc), register, _number(doc["selector"], "selector", 0xFFFF),
                            _boolean(doc.get("user", False), "user"))
 
+    def _context(self, doc: dict[str, Any]) -> Context:
+        """The registers with which a guest runs."""
+        at = doc["at"]
+        try:
+            _only(at, *CONTEXT)
+        except ProgramError as e:
+            raise e.under("at") from None
+        return Context(*(_number(at[name] if n < NEEDED else at.get(name, 0), f"at.{name}",
+                                 0xFFFF if name in SELECTORS else self.ones) for n, name in enumerate(CONTEXT)))
+
+    def _far_transfer(self, doc: dict[str, Any]) -> FarTransfer:
+        _only(doc, "dom", "do", "at", "kind", "selector", "offset", "data", "outcome")
+        kind = _text(doc["kind"], "kind")
+        if kind not in ("jmp", "call", "ret"):
+            raise ProgramError("kind", f"{short(kind)} is none of jmp, call, ret")
+        return FarTransfer(self._dom(doc), self._context(doc), kind, _number(doc.get("selector", 0), "selector", 0xFFFF),
+                           _number(doc.get("offset", 0), "offset", self.ones), self._stores(doc))
+
+    def _interrupt(self, doc: dict[str, Any]) -> Interrupt:
+        _only(doc, "dom", "do", "at", "vector", "data", "outcome")
+        return Interrupt(self._dom(doc), self._context(doc), _integer(doc["vector"], "vector", 255), self._stores(doc))
+
+    def _return(self, doc: dict[str, Any]) -> Return:
+        _only(doc, "dom", "do", "at", "data", "outcome")
+        return Return(self._dom(doc), self._context(doc), self._stores(doc))
+
+    def _access(self, doc: dict[str, Any]) -> Access:
+        _only(doc, "dom", "do", "at", "va", "write", "data", "outcome")
+        return Access(self._dom(doc), self._context(doc), self._va(doc), _boolean(doc.get("write", False), "write"),
+                      self._stores(doc))
+
+    def _privileged(self, doc: dict[str, Any]) -> Privileged:
+        _only(doc, "dom", "do", "at", "instruction", "data", "outcome")
+        name = _text(doc["instruction"], "instruction")
+        if name not in PRIVILEGED:
+            raise ProgramError("instruction", f"{short(name)} is none of {', '.join(PRIVILEGED)}")
+        return Privileged(self._dom(doc), self._context(doc), name, self._stores(doc))
+
+    def _system_call(self, doc: dict[str, Any]) -> SystemCall:
+        _only(doc, "dom", "do", "at", "data", "outcome")
+        if self.profile.guest_end:
+            raise ProgramError("do", f"{self.profile.name} has no SYSCALL")
+        return SystemCall(self._dom(doc), self._context(doc), self._stores(doc))
+
     def outcome(self, doc: Any) -> Outcome:
         """How an action ended."""
         with Explained("outcome", doc):
-            _only(doc, "value", "fault", "chose")
+            _only(doc, "value", "fault", "chose", "landing", "address")
             if ("value" in doc) == ("fault" in doc):
                 raise ProgramError("", "must be either a value or a fault")
             frames = _list(doc.get("chose", []), "chose")
             chose = tuple([_number(f, f"chose[{n}]", self.setup.frames - 1) for n, f in enumerate(frames)])
             if "fault" in doc:
                 return self._fault(doc["fault"], chose)
-            return Outcome(_number(doc["value"], "value", self.ones, least=-(self.ones >> 1) - 1), chose=chose)
+            value = _number(doc["value"], "value", self.ones, least=-(self.ones >> 1) - 1)
+            address = _number(doc.get("address", 0), "address", self.ones)
+            return Outcome(value, address=address, chose=chose, landing=self._landing(doc))
+
+    def _landing(self, doc: Any) -> tuple[int, ...]:
+        """The registers where a guest goes on, all or none."""
+        found = tuple([_number(n, f"landing[{i}]", self.ones) for i, n in enumerate(_list(doc.get("landing", []), "landing"))])
+        if found and len(found) != len(CONTEXT):
+            raise ProgramError("landing", f"has {len(found)} registers, not {len(CONTEXT)}")
+        return found
 
     def _fault(self, doc: Any, chose: tuple[int, ...]) -> Outcome:
         _only(doc, "vector", "error", "address")
@@ -308,22 +376,48 @@ def setup_to_json(setup: Setup) -> dict[str, Any]:
 
 
 KINDS: Final[dict[type[Action], str]] = {
-    Hypercall: "hypercall", Load: "load", Store: "store", Execute: "execute", LoadSegment: "load_segment"}
+    Hypercall: "hypercall", Load: "load", Store: "store", Execute: "execute", LoadSegment: "load_segment",
+    FarTransfer: "far_transfer", Interrupt: "interrupt", Return: "return", Access: "access", Privileged: "privileged",
+    SystemCall: "system_call"}
 
 
 def action_to_json(action: Action) -> dict[str, Any]:
     """One action, as a line has it."""
     doc: dict[str, Any] = {"dom": action.dom, "do": KINDS[type(action)]}
     if isinstance(action, Hypercall):
-        doc |= {"nr": action.nr, "args": [_word(a) for a in action.args]}
-        return doc | ({"data": [[hex(va), [_word(w) for w in words]] for va, words in action.data]} if action.data else {})
-    if isinstance(action, LoadSegment):
-        doc |= {"register": action.register, "selector": hex(action.selector)}
+        return doc | {"nr": action.nr, "args": [_word(a) for a in action.args]} | _data_to_json(action.data)
+    if isinstance(action, Load | Store | Execute | LoadSegment):
+        if isinstance(action, LoadSegment):
+            doc |= {"register": action.register, "selector": hex(action.selector)}
+        else:
+            doc["va"] = hex(action.va)
+        if isinstance(action, Store):
+            doc["value"] = _word(action.value)
         return doc | ({"user": True} if action.user else {})
-    doc["va"] = hex(action.va)
-    if isinstance(action, Store):
-        doc["value"] = _word(action.value)
-    return doc | ({"user": True} if action.user else {})
+    return doc | transfer_to_json(action) | _data_to_json(action.data)
+
+
+def transfer_to_json(action: Transfer) -> dict[str, Any]:
+    """What is particular to a control transfer."""
+    values = ((name, getattr(action.at, name)) for name in CONTEXT)
+    doc: dict[str, Any] = {"at": {name: hex(value) for n, (name, value) in enumerate(values) if value or n < NEEDED}}
+    match action:
+        case FarTransfer(kind="ret", selector=0, offset=0):
+            doc["kind"] = "ret"
+        case FarTransfer():
+            doc |= {"kind": action.kind, "selector": hex(action.selector), "offset": hex(action.offset)}
+        case Interrupt():
+            doc["vector"] = action.vector
+        case Access():
+            doc |= {"va": hex(action.va)} | ({"write": True} if action.write else {})
+        case Privileged():
+            doc["instruction"] = action.instruction
+    return doc
+
+
+def _data_to_json(data: Data) -> dict[str, Any]:
+    """What the kernel stores first."""
+    return {"data": [[hex(va), [_word(w) for w in words]] for va, words in data]} if data else {}
 
 
 def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
@@ -331,6 +425,10 @@ def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
     doc: dict[str, Any] = {"value": _word(outcome.value)}
     if outcome.vector >= 0:
         doc = {"fault": {"vector": outcome.vector, "error": outcome.error, "address": hex(outcome.address)}}
+    elif outcome.address:
+        doc["address"] = hex(outcome.address)
+    if outcome.landing:
+        doc["landing"] = [hex(n) for n in outcome.landing]
     return doc | ({"chose": list(outcome.chose)} if outcome.chose else {})
 
 

@@ -16,7 +16,7 @@ from oracle.ground import OUTSIDE, Ground
 from refmodel import Machine, ModelError
 from spec.abi import PAGE_SIZE, Xen417, Xen2003
 from spec.profile import PROFILES
-from spec.vocabulary import Action, DomainSetup, Hypercall, Outcome, Setup
+from spec.vocabulary import Action, DomainSetup, Hypercall, Outcome, Setup, Transfer
 
 T = TypeVar("T")
 CODE_PAGE: Final = 1                            # full of far returns at boot
@@ -102,7 +102,14 @@ class Generator:
     """Makes programs for one machine, and drives the machine along."""
 
     def __init__(self, machine: Machine, ground: Ground | None = None) -> None:
-        from oracle import moves_417, moves_2003, moves_2003_descriptors  # noqa: F401  (they enter their moves, for which they need this module)
+        from oracle import (  # noqa: F401  (they enter their moves, for which they need this module)
+            moves_417,
+            moves_417_descriptors,
+            moves_417_transfers,
+            moves_2003,
+            moves_2003_descriptors,
+            moves_2003_transfers,
+        )
         self.machine, self.ground = machine, ground
         self.setup: Final = machine.setup
         self.profile: Final = PROFILES[self.setup.profile]
@@ -145,7 +152,10 @@ class Generator:
         step, ground, actions, outcomes = self.machine.step, self.ground, list[Action](), list[Outcome]()
         while len(actions) < length:
             for action in self.next_move():
-                outcome = step(action) if ground is None else self.kept(ground, action, actions, ask)
+                if ground is not None:
+                    outcome = self.kept(ground, action, actions, ask)
+                else:
+                    outcome = self.within(action) if isinstance(action, Transfer) else step(action)
                 if outcome is None:
                     continue
                 actions.append(action)
@@ -166,6 +176,15 @@ class Generator:
                 actions.append(action)
                 outcomes.append(outcome)
         return actions, outcomes
+
+    def within(self, action: Transfer) -> Outcome | None:
+        """Perform a control transfer, unless it leads out of the vocabulary."""
+        mark = self.machine.mark()
+        try:
+            return self.machine.step(action) if self.machine.legal_transfer(action) else None
+        except ModelError:
+            self.machine.rewind(mark)
+            return None
 
     def kept(self, ground: Ground, action: Action, before: Sequence[Action], ask: Ask | None) -> Outcome | None:
         """Perform an action, unless it is one that is left out of programs for this target."""

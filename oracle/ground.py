@@ -12,10 +12,11 @@ from refmodel.references import TEARDOWN
 from refmodel.xen417_mmu import CONTINUATION
 from refmodel.xen417_mmuext import CONTENTS
 from refmodel.xen417_reservation import FLUSH
+from refmodel.xen417_transfers import LATE_TARGET, LOST_FLAGS, NO_MODE, STALE_STACK
 from spec.abi import DOMID_IO, NX, RW, US, P, Xen417
 from spec.frames import mfn_of
 from spec.kernel import DomId, Vpn
-from spec.vocabulary import Action, Execute, Hypercall, Load, LoadSegment, Outcome
+from spec.vocabulary import KILLED, Access, Action, Execute, Hypercall, Load, LoadSegment, Outcome, Return, Transfer
 from spec.x86.tlb import tag_of
 
 EXECUTOR_WINDOW: Final = "executor-window"
@@ -25,15 +26,21 @@ SHARED_INFO: Final = "shared-info"
 LOST_TEARDOWN: Final = "lost-teardown"
 LOST_CONTINUATION: Final = "lost-continuation"
 LOST_FLUSH: Final = "lost-flush"
+LOST_DIRECTION: Final = "lost-direction-flag"
+DOMAIN_DEATH: Final = "domain-death"
+CODE_MODE: Final = "code-of-no-mode"
 # what Xen or the model loses hold of -> the declared difference
-LOSSES: Final = {TEARDOWN: LOST_TEARDOWN, CONTINUATION: LOST_CONTINUATION, FLUSH: LOST_FLUSH, CONTENTS: SHARED_INFO}
+LOSSES: Final = {TEARDOWN: LOST_TEARDOWN, CONTINUATION: LOST_CONTINUATION, FLUSH: LOST_FLUSH, CONTENTS: SHARED_INFO,
+                 LATE_TARGET: CANONICAL_EDGE, LOST_FLAGS: LOST_DIRECTION, STALE_STACK: DOMAIN_DEATH, NO_MODE: CODE_MODE}
+BREAKPOINTS: Final = "breakpoints"
 OUTSIDE: Final = "outside-the-vocabulary"
 # Differences that a target declares beforehand: what is left out of programs, and why.
 DECLARED: Final[Mapping[str, str]] = {
     EXECUTOR_WINDOW: "what would unmap or overwrite the executor's own pages in the guest is not sent: nobody could tell the "
                      "outcome",
     CANONICAL_EDGE: "a word that straddles the end of the canonical addresses: QEMU's processor translates its first page first, "
-                    "which may give a page fault instead of the general protection fault",
+                    "which may give a page fault instead of the general protection fault; far transfers to what is not "
+                    "canonical, which it notices at the target",
     DEVICE_FRAMES: "requests that name DOMID_IO and one of its frames, the first megabyte: who may act for DOMID_IO can write "
                    "there and name them, and the machine would not be the same after it",
     SHARED_INFO: "loads and copies from a domain's shared_info, where Xen writes at any time, and stores there, which would "
@@ -45,10 +52,17 @@ DECLARED: Final[Mapping[str, str]] = {
                        "error for the number of a hypercall, or lets go; what the call gave up stays until a later one (X-24)",
     LOST_FLUSH: "memory handed out while a frame is free that was given in an exchange since the last flush: 4.17 takes its "
                 "owner away before it frees it, and then hands it out without the flush that a frame with an owner gets (X-27)",
+    BREAKPOINTS: "a breakpoint that is on, but for addresses where nothing ever is: the model has none of the #DB that follow",
+    LOST_DIRECTION: "system calls of user mode with flags that show it: Debian's 4.17.7 clears not DF but all flags that are not "
+                    "in the address of the frame (X-46)",
+    CODE_MODE: "far transfers to code with L and D set: QEMU's processor does not refuse it",
+    DOMAIN_DEATH: "what kills the domain, but as the last action of some programs: a real machine is then to be restored; and what "
+                  "may kill it, if a stale translation does not serve",
     OUTSIDE: "what no rule describes, such as memory of a node: programs come to it when a list lies in a page with other "
              "contents"}
 FRAME: Final = ((1 << 40) - 1) << 12
 EDGE: Final = 1 << 47
+EMPTY_SLOT: Final = 0xAA                        # of every root table: breakpoints in there strike nothing
 RIGHTS: Final = FRAME | NX | RW | US | P
 
 
@@ -57,6 +71,7 @@ class Ground:
 
     def __init__(self, machine: Machine, start: int, end: int) -> None:
         self.machine = machine
+        self.deaths = False                                 # may a program end with the death of its domain?
         self.word: Mapping[tuple[int, int], int] = machine.concrete.maps["word"]
         self.root_slot = start >> 39 & 511
         self.root_entries: dict[int, int] = {}              # by domain
@@ -82,19 +97,32 @@ class Ground:
         if not reason:
             mark, concrete.lost = concrete.mark(), ""
             outcome = self.machine.step(action)
-            reason = LOSSES.get(concrete.lost) or self.lost(mark) or self.reads_unknown(action, outcome)
+            reason = (LOSSES.get(concrete.lost) or self.lost(mark, isinstance(action, Transfer)) or
+                      self.reads_unknown(action, outcome))
+            if not reason and outcome.value == KILLED and not self.deaths:
+                reason = DOMAIN_DEATH
         return reason, outcome
 
     def forbids(self, action: Action) -> str:
         """Why this action is not performed at all: an application's access needs the pages in user mode's tables, for one."""
         if isinstance(action, Hypercall):
             return DEVICE_FRAMES if self.names_devices(action) else ""
+        if isinstance(action, Transfer):
+            return self.forbids_transfer(action)
         if not isinstance(action, Execute | LoadSegment) and EDGE - 8 < action.va < EDGE:
             return CANONICAL_EDGE
         if not action.user:
             return ""
         s, d = self.machine.s, DomId(action.dom)
         return "" if s.has_user[d] and self.carries(d, s.user_base[d]) else EXECUTOR_WINDOW
+
+    def forbids_transfer(self, action: Transfer) -> str:
+        """The same of a control transfer; without tables for user mode it ends before anything is asked of them."""
+        s, d = self.machine.s, DomId(action.dom)
+        if isinstance(action, Access) and EDGE - 8 < action.va < EDGE:
+            return CANONICAL_EDGE
+        enters = action.at.cs & 3 == 3 or isinstance(action, Return)
+        return EXECUTOR_WINDOW if enters and s.has_user[d] and not self.carries(d, s.user_base[d]) else ""
 
     def reads_unknown(self, action: Action, outcome: Outcome) -> str:
         """Why a load that was performed is left out all the same: it went to a shared_info, or to the executor's pages."""
@@ -117,13 +145,18 @@ class Ground:
         """A root table leads to the pages of the domain."""
         return bool(self.word[root, self.root_slot] & RIGHTS == self.root_entries[d])
 
-    def lost(self, mark: int) -> str:
-        """Why what happened since the mark must be taken back: the pages are unmapped, or have other contents."""
+    def lost(self, mark: int, upcalls: bool) -> str:
+        """Why what happened since the mark must be taken back: the pages are unmapped, or have other contents.
+
+        With `upcalls` the executor puts the first word of shared_info right afterwards.
+        """
         concrete = self.machine.concrete
-        words, base = concrete.words, concrete.maps["base"]
+        words, base, debug = concrete.words, concrete.maps["base"], concrete.maps["debug"]
         for changed, key, _ in concrete.log[mark:]:
             if changed is words:
                 frame, slot = key
+                if frame in self.shared and upcalls and slot == 0:
+                    continue
                 if frame in self.shared:
                     return SHARED_INFO
                 rights = self.word[key] & RIGHTS
@@ -133,4 +166,11 @@ class Ground:
                     return EXECUTOR_WINDOW
             elif changed is base and not self.carries(key, base[key]):
                 return EXECUTOR_WINDOW
+            elif changed is debug and self.is_on(key[0]):
+                return BREAKPOINTS
         return ""
+
+    def is_on(self, d: int) -> bool:
+        """A breakpoint of the domain's is on where it might strike."""
+        debug = self.machine.concrete.maps["debug"]
+        return any(debug[d, 7] >> 2 * n & 3 and debug[d, n] >> 39 != EMPTY_SLOT for n in range(4))

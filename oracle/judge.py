@@ -14,7 +14,24 @@ from oracle import coverage
 from refmodel import Difference, Machine, Mark, ModelError
 from refmodel.choices import Cached
 from spec.kernel import CONJUNCT_RULE, RULES
-from spec.vocabulary import Action, Execute, Hypercall, Load, LoadSegment, Observation, Outcome, Store
+from spec.vocabulary import (
+    KILLED,
+    Access,
+    Action,
+    Execute,
+    FarTransfer,
+    Hypercall,
+    Interrupt,
+    Load,
+    LoadSegment,
+    Observation,
+    Outcome,
+    Privileged,
+    Return,
+    Store,
+    SystemCall,
+    Transfer,
+)
 
 ATTEMPTS: Final = 256                           # runs of the model in search of an explanation
 NO_OUTCOME: Final = Outcome(vector=255)         # that of no machine
@@ -201,8 +218,15 @@ def judge(machine: Machine, actions: Sequence[Action], outcomes: Sequence[Outcom
 
 
 def succeeded(action: Action, outcome: Outcome) -> bool:
-    """The action took effect: no fault, and no error from a hypercall."""
+    """The action took effect: no fault, no error from a hypercall, and a guest that was let run goes on."""
+    if outcome.value == KILLED:
+        return False
     return outcome.vector < 0 and (outcome.value >= 0 or not isinstance(action, Hypercall))
+
+
+def ring_of(outcome: Outcome) -> int:
+    """Where a control transfer ends: the ring; 3 for all that does not show it."""
+    return outcome.landing[0] & 3 if outcome.landing else 3
 
 
 def outcome_verdict(machine: Machine, actions: Sequence[Action], outcomes: Sequence[Outcome], best: Attempt,
@@ -212,7 +236,7 @@ def outcome_verdict(machine: Machine, actions: Sequence[Action], outcomes: Seque
     assert mine is not None
     action, seen = actions[at], outcomes[at]
     model_did, target_did = succeeded(action, mine), succeeded(action, seen)
-    if target_did and not model_did:
+    if (target_did and not model_did) or ring_of(seen) < ring_of(mine):
         direction = Direction.TOO_PERMISSIVE
     elif model_did and not target_did:
         direction = Direction.TOO_STRICT
@@ -270,6 +294,18 @@ def action_kind(action: Action) -> str:
             return "execute"
         case LoadSegment(register=register):
             return f"load of {register}"
+        case FarTransfer(kind=kind):
+            return f"far {kind}"
+        case Interrupt():
+            return "interrupt"
+        case Return():
+            return "return"
+        case Access(write=write):
+            return "write" if write else "read"
+        case Privileged(instruction=instruction):
+            return instruction
+        case SystemCall():
+            return "system call"
 
 
 def describe(action: Action) -> str:
@@ -281,11 +317,30 @@ def describe(action: Action) -> str:
             return f"dom {dom} {'user ' * user}{action_kind(action)} at {va:#x}"
         case LoadSegment(dom=dom, selector=selector, user=user):
             return f"dom {dom} {'user ' * user}{action_kind(action)} with {selector:#x}"
+        case _:
+            return f"dom {action.dom} in ring {action.at.cs & 3}: {action_kind(action)}{operand(action)}"
+
+
+def operand(action: Transfer) -> str:
+    """What a control transfer is about."""
+    match action:
+        case FarTransfer(kind="jmp" | "call", selector=selector, offset=offset):
+            return f" {selector:#x}:{offset:#x}"
+        case Interrupt(vector=vector):
+            return f" {vector:#x}"
+        case Access(va=va):
+            return f" at {va:#x}"
+    return ""
 
 
 def show(action: Action, outcome: Outcome) -> str:
     """An outcome in a few words."""
     if outcome.vector >= 0:
         return f"fault {outcome.vector} (error {outcome.error:#x}, address {outcome.address:#x})"
+    if outcome.value == KILLED:
+        return "the end of the domain"
+    if outcome.landing:
+        names = ("cs", "eip", "eflags", "esp", "ss", "ds", "es", "fs", "gs")
+        return " ".join(f"{name} {n:#x}" for name, n in zip(names, outcome.landing, strict=True))
     value = f"{outcome.value}" if isinstance(action, Hypercall) else f"{outcome.value:#x}"
     return value + (f" with frames {', '.join(map(str, outcome.chose))}" if outcome.chose else "")

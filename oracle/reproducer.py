@@ -10,7 +10,7 @@ from oracle.judge import Verdict, describe, harness_verdict, show
 from oracle.program import Program, dump
 from oracle.report import printable, sentence_of
 from oracle.runner import CampaignSpec, Divergence, HarnessFailure
-from spec.vocabulary import Action, Setup
+from spec.vocabulary import Action, Context, Setup, Transfer
 
 TEMPLATE: Final = '''"""{about}
 
@@ -57,7 +57,8 @@ def write_one(spec: CampaignSpec, stem: Path, found: Divergence | HarnessFailure
 
 def python_program(program: Program, verdict: Verdict, spec: CampaignSpec) -> str:
     """A short Python program that runs `program` on the model and the target and says how they differ."""
-    kinds = sorted({"Setup", "DomainSetup", *(type(a).__name__ for a in program.actions)})
+    kinds = sorted({"Setup", "DomainSetup", *(type(a).__name__ for a in program.actions),
+                    *("Context" for a in program.actions if isinstance(a, Transfer))})
     rule = f"\n\n{verdict.rule}: {sentence_of(verdict.rule)}" if verdict.rule else ""
     actions = [f"    {python_action(a)},   # {n}: {describe(a)}" for n, a in enumerate(program.actions)]
     plant = f", plant={spec.plant!r}" if spec.plant else ""
@@ -82,9 +83,14 @@ def expectation(actions: Sequence[Action], verdict: Verdict) -> str:
 
 def python_action(action: Action) -> str:
     """An action as Python; addresses and words in hexadecimal."""
-    values = [(f, getattr(action, f.name)) for f in fields(action)]
+    return _python_record(action)
+
+
+def _python_record(record: Action | Context) -> str:
+    """A record, by the names of its fields."""
+    values = [(f, getattr(record, f.name)) for f in fields(record)]
     given = [f"{f.name}={_python(value)}" for f, value in values if f.default is MISSING or value != f.default]
-    return f"{type(action).__name__}({', '.join(given)})"
+    return f"{type(record).__name__}({', '.join(given)})"
 
 
 def python_setup(setup: Setup) -> str:
@@ -97,7 +103,9 @@ def python_setup(setup: Setup) -> str:
 
 
 def _python(value: Any) -> str:
-    """A literal: tuples of tuples of numbers, small ones decimal; a name."""
+    """A literal: tuples of tuples of numbers, small ones decimal; a name; registers."""
+    if isinstance(value, Context):
+        return _python_record(value)
     if isinstance(value, str):
         return repr(value)
     if isinstance(value, tuple):

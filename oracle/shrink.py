@@ -9,8 +9,23 @@ from typing import Final
 
 from oracle.judge import Verdict
 from spec.abi import RW, P, Xen417, Xen2003
-from spec.vocabulary import Action, Hypercall, Load, Store
+from spec.vocabulary import (
+    Access,
+    Action,
+    Execute,
+    FarTransfer,
+    Hypercall,
+    Interrupt,
+    Load,
+    LoadSegment,
+    Privileged,
+    Return,
+    Store,
+    SystemCall,
+    Transfer,
+)
 
+PLAIN_FLAGS: Final = 0x202                      # of a context
 BUDGET: Final = 800                             # runs of model and target
 Run = Callable[[Sequence[Action]], Verdict | None]      # None: not a program (the model refuses to run it)
 
@@ -111,11 +126,24 @@ def simpler_forms(action: Action) -> Iterator[Action]:
             yield from simpler_calls(action)
         case Store(value=value):
             yield from (replace(action, value=v) for v in simpler_numbers(value))
-    if not isinstance(action, Hypercall):
+        case FarTransfer() | Interrupt() | Return() | Access() | Privileged() | SystemCall():
+            yield from simpler_transfers(action)
+    if isinstance(action, Load | Store | Execute | LoadSegment):
         if action.user:
             yield replace(action, user=False)
         if isinstance(action, Load | Store) and action.va & 0xFFC:
             yield replace(action, va=action.va & ~0xFFC)
+
+
+def simpler_transfers(action: Transfer) -> Iterator[Action]:
+    """A control transfer with less data, or with flat data segments, or none."""
+    for i in range(len(action.data)):
+        yield replace(action, data=action.data[:i] + action.data[i + 1:])
+    for register in ("ds", "es", "fs", "gs"):
+        if getattr(action.at, register):
+            yield replace(action, at=replace(action.at, **{register: 0}))
+    if action.at.eflags & ~PLAIN_FLAGS:
+        yield replace(action, at=replace(action.at, eflags=PLAIN_FLAGS))
 
 
 def simpler_calls(call: Hypercall) -> Iterator[Hypercall]:

@@ -1,6 +1,7 @@
 """The command `xenspec table`: what the processor does in every case, held against the specification's pure functions."""
+from enum import StrEnum
 from io import StringIO
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console, Group, RenderableType
@@ -8,9 +9,24 @@ from rich.text import Text
 
 from oracle import report
 from oracle.files import check_writable, write_whole
-from oracle.targets import HarnessError, open_processor
+from oracle.targets import HarnessError, open_long_processor, open_processor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from oracle.descriptor_table import Table
+    from oracle.trials import Sample
+    Results = tuple[Table, Sample | None, Mapping[str, str]]
 
 _WIDTH = 180                                # of a page, and where there is no terminal
+
+
+
+class Mode(StrEnum):
+    """What the processor's code is of."""
+    PROTECTED = "32"
+    LONG = "64"
+
 
 table_app = typer.Typer(help="Compare the processor with the specification, case by case.", rich_markup_mode=None)
 
@@ -22,6 +38,8 @@ def table() -> None:
 
 @table_app.command("descriptors")
 def descriptors(
+    mode: Annotated[Mode, typer.Option(help="Code of 32 bits, or long mode: 64-bit code and compatibility mode.")] =
+        Mode.PROTECTED,
     random: Annotated[int, typer.Option(help="Also that many random single instructions.", min=0, metavar="N")] = 0,
     seed: Annotated[int, typer.Option(help="Of the random instructions.", min=0, metavar="N")] = 0,
     json_path: Annotated[str | None, typer.Option("--json", help="Write the result as JSON; '-' is standard output.",
@@ -29,24 +47,20 @@ def descriptors(
     html: Annotated[str | None, typer.Option(help="Write the tables as a page.", metavar="FILE")] = None,
 ) -> None:
     """Every descriptor in every use at every privilege: what the processor does, and whether the specification agrees."""
-    from oracle.descriptor_table import compare  # (other commands do without them)
-    from oracle.table_report import sample_document, sample_report, table_document, table_report
-    from oracle.trials import sample
+    from oracle.table_report import sample_document, sample_report, table_document, table_report  # (others do without them)
     try:
         for path in (json_path, html):
             if path not in (None, "-"):
                 check_writable(path or "")
-        processor = open_processor()
-        whole = compare(processor)
+        whole, found, not_tried = long_results(seed, random) if mode is Mode.LONG else results(seed, random)
         shown: list[RenderableType] = [table_report(whole)]
-        document: dict[str, Any] = {"table": table_document(whole), "not_tried": dict(processor.not_tried)}
+        document: dict[str, Any] = {"mode": int(mode), "table": table_document(whole), "not_tried": dict(not_tried)}
         differences = list(whole.differences)
-        if random:
-            found = sample(processor, seed, random)
+        if found is not None:
             shown += ["", sample_report(found)]
             document["random"] = {"seed": seed, **sample_document(found)}
             differences += found.differences
-        shown.append(Text("\n".join(f"not tried: {what} ({why})" for what, why in processor.not_tried.items()), "dim"))
+        shown.append(Text("\n".join(f"not tried: {what} ({why})" for what, why in not_tried.items()), "dim"))
         report.emit(document, json_path)
         if html is not None:
             write_whole(html, page(Group(*shown)))
@@ -61,6 +75,22 @@ def descriptors(
         console = Console(stderr=console.stderr, width=_WIDTH, highlight=False)
     console.print(*shown, sep="\n")
     raise typer.Exit(any(not d.declared for d in differences))
+
+
+def results(seed: int, random: int) -> "Results":
+    """The whole table and a sample of random instructions."""
+    from oracle.descriptor_table import compare
+    from oracle.trials import sample
+    processor = open_processor()
+    return compare(processor), sample(processor, seed, random) if random else None, processor.not_tried
+
+
+def long_results(seed: int, random: int) -> "Results":
+    """The same in long mode."""
+    from oracle.long_table import long_compare
+    from oracle.long_trials import long_sample
+    processor = open_long_processor()
+    return long_compare(processor.perform), long_sample(processor.perform, seed, random) if random else None, processor.not_tried
 
 
 def fail(message: str) -> None:

@@ -11,14 +11,15 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from oracle import report
-from oracle.bare_difference import DECLARED, Difference
-from oracle.descriptor_table import COLUMNS, KINDS, Column, Table
+from oracle.bare_difference import AnyDifference
+from oracle.descriptor_table import Column, Table
 from oracle.trials import Sample
 
 _FAULT: Final = "#"
 _SHOWN: Final = 20                          # differences that are printed
 
 Trials = Mapping[tuple[int, int, int], str]     # CPL, ring that it leads to, RPL -> how it ended
+AnyColumn = Column[Any]
 Cells = dict[tuple[int, bool, int, str], dict[tuple[int, int, int], str]]
 
 
@@ -37,7 +38,7 @@ def is_fault(end: str) -> bool:
     return end.startswith(_FAULT)
 
 
-def cell_text(column: Column, present: Trials, absent: Trials) -> str:
+def cell_text(column: AnyColumn, present: Trials, absent: Trials) -> str:
     """To whom a use is allowed, and what the others get; then what becomes of it if the descriptor is not present."""
     text = trials_text(column, present)
     instead = {key: end for key, end in absent.items() if end != present[key]}
@@ -48,7 +49,7 @@ def cell_text(column: Column, present: Trials, absent: Trials) -> str:
     return text
 
 
-def trials_text(column: Column, trials: Trials) -> str:
+def trials_text(column: AnyColumn, trials: Trials) -> str:
     """Where the trials went, the most frequent fault last."""
     faults = Counter(end for end in trials.values() if is_fault(end))
     usual = max(faults, key=lambda end: (faults[end], end), default="")
@@ -64,7 +65,7 @@ def plain_end(end: str) -> str:
     return "ok" if end.startswith("→") else end
 
 
-def where_text(column: Column, keys: set[tuple[int, int, int]]) -> str:
+def where_text(column: AnyColumn, keys: set[tuple[int, int, int]]) -> str:
     """CPLs, with the RPLs of each."""
     if len(keys) == len(column.rings) * len(column.rpls):
         return "all"
@@ -80,7 +81,7 @@ def where_text(column: Column, keys: set[tuple[int, int, int]]) -> str:
     return " or ".join(parts)
 
 
-def is_switch(column: Column) -> bool:
+def is_switch(column: AnyColumn) -> bool:
     """It leads from one ring to another by itself."""
     return any(cpl != to for cpl, to in column.rings)
 
@@ -106,32 +107,32 @@ def table_report(table: Table) -> RenderableType:
     """The tables, what differs, and the verdict."""
     cells = cells_of(table)
     used = {place.column for place in table.ends}
-    groups: dict[str, list[Column]] = {}
-    for column in COLUMNS:
+    groups: dict[str, list[AnyColumn]] = {}
+    for column in table.sheet.columns:
         if column in used:
             groups.setdefault(column.group, []).append(column)
     parts: list[RenderableType] = []
     for title, columns in groups.items():
-        parts += [group_table(title, columns, cells), legend(columns), ""]
+        parts += [group_table(title, columns, cells, table.sheet.kinds), legend(columns), ""]
     return Group(*parts, *differences_report(table.differences), verdict(len(table.ends), table.differences, table.seconds))
 
 
-def legend(columns: Iterable[Column]) -> RenderableType:
+def legend(columns: Iterable[AnyColumn]) -> RenderableType:
     """What the columns are."""
     return Text("   ".join(f"{column.name}: {column.what}." for column in columns), "dim")
 
 
-def group_table(title: str, columns: Sequence[Column], cells: Cells) -> RichTable:
+def group_table(title: str, columns: Sequence[AnyColumn], cells: Cells, kinds_of: Sequence[str]) -> RichTable:
     """A row for each kind and DPL, rows that say the same together."""
     rows: dict[tuple[tuple[str, ...], ...], list[int]] = {}
-    for kind in range(32):
+    for kind in range(len(kinds_of)):
         texts = tuple(tuple(cell_text(c, cells[kind, True, dpl, c.name], cells[kind, False, dpl, c.name]) for c in columns)
                       for dpl in range(4))
         rows.setdefault(texts, []).append(kind)
     shown = report.plain_table("descriptor", "DPL", *(column.name for column in columns), title=title)
     most = max(rows.values(), key=len)
     for texts, kinds in sorted(rows.items(), key=lambda row: (row[1] is most, min(row[1]))):
-        name = "all others" if kinds is most else kinds_text(kinds)
+        name = "all others" if kinds is most else kinds_text(kinds, kinds_of)
         lines = sorted({line: [dpl for dpl in range(4) if texts[dpl] == line] for line in texts}.items(), key=lambda at: at[1])
         for number, (line, dpls) in enumerate(lines):
             shown.add_row("" if number else name, "any" if len(dpls) == 4 else span(dpls), *map(coloured, line),
@@ -139,10 +140,10 @@ def group_table(title: str, columns: Sequence[Column], cells: Cells) -> RichTabl
     return shown
 
 
-def kinds_text(kinds: Sequence[int]) -> str:
+def kinds_text(kinds: Sequence[int], names: Sequence[str]) -> str:
     """Kinds in a row, those that are accessed or not together."""
     both = {kind for kind in kinds if kind >= 16 and kind ^ 1 in kinds}
-    return ", ".join(KINDS[kind].replace(", accessed", " (accessed)") for kind in kinds if kind not in both or not kind & 1)
+    return ", ".join(names[kind].replace(", accessed", " (accessed)") for kind in kinds if kind not in both or not kind & 1)
 
 
 def coloured(text: str) -> Text:
@@ -158,7 +159,7 @@ def sample_report(found: Sample) -> RenderableType:
     return Group(shown, "", *differences_report(found.differences), verdict(found.trials, found.differences, found.seconds))
 
 
-def differences_report(differences: Sequence[Difference]) -> list[RenderableType]:
+def differences_report(differences: Sequence[AnyDifference]) -> list[RenderableType]:
     """The trials that differ, and what is known of them."""
     parts: list[RenderableType] = []
     found = [d for d in differences if not d.declared]
@@ -171,8 +172,9 @@ def differences_report(differences: Sequence[Difference]) -> list[RenderableType
         parts.append(shown)
         if len(found) > _SHOWN:
             parts.append(Text(f"and {len(found) - _SHOWN} more"))
+    what = {d.declared: d.what for d in differences if d.declared}
     for name, n in Counter(d.declared for d in differences if d.declared).items():
-        parts.append(Text(f"declared, {n} trials: {DECLARED[name].what}", "yellow"))
+        parts.append(Text(f"declared, {n} trials: {what[name]}", "yellow"))
     return parts
 
 
@@ -185,7 +187,7 @@ def show(value: Any) -> str:
     return " ".join(map(show, value))
 
 
-def verdict(trials: int, differences: Sequence[Difference], seconds: float) -> Text:
+def verdict(trials: int, differences: Sequence[AnyDifference], seconds: float) -> Text:
     """The result in one line."""
     found = sum(not d.declared for d in differences)
     word = Text(f"{found} differ", "bold red") if found else Text("the processor does what the specification says", "bold green")
@@ -197,8 +199,8 @@ def verdict(trials: int, differences: Sequence[Difference], seconds: float) -> T
 def table_document(table: Table) -> dict[str, Any]:
     """Every cell, with the CPL, ring and RPL of each trial in it; and the differences."""
     return {"summary": summary(len(table.ends), table.differences, table.seconds),
-            "columns": [{"name": c.name, "what": c.what, "group": c.group} for c in COLUMNS],
-            "cells": [{"descriptor": KINDS[kind], "kind": kind, "present": present, "dpl": dpl, "use": name,
+            "columns": [{"name": c.name, "what": c.what, "group": c.group} for c in table.sheet.columns],
+            "cells": [{"descriptor": table.sheet.kinds[kind], "kind": kind, "present": present, "dpl": dpl, "use": name,
                        "ends": ends_of(trials)}
                       for (kind, present, dpl, name), trials in cells_of(table).items()],
             "differences": [difference_document(d) for d in table.differences]}
@@ -219,13 +221,13 @@ def ends_of(trials: Trials) -> dict[str, list[list[int]]]:
     return ends
 
 
-def summary(trials: int, differences: Sequence[Difference], seconds: float) -> dict[str, Any]:
+def summary(trials: int, differences: Sequence[AnyDifference], seconds: float) -> dict[str, Any]:
     """The figures."""
     declared = sum(bool(d.declared) for d in differences)
     return {"trials": trials, "differences": len(differences) - declared, "declared": declared, "seconds": round(seconds, 1)}
 
 
-def difference_document(d: Difference) -> dict[str, Any]:
+def difference_document(d: AnyDifference) -> dict[str, Any]:
     """One difference."""
     trial = {**asdict(d.trial), "code": d.trial.code.hex()}
     return {"at": d.place, "fields": list(d.fields), "declared": d.declared, "trial": trial,

@@ -8,7 +8,7 @@ from oracle.files import Buffer
 from oracle.schema import ProgramError, short
 from refmodel import Machine, ModelError, boot, imported_machine
 from spec.profile import PROFILES
-from spec.vocabulary import Action, DomainSetup, Finish, Image, Observation, Outcome, Setup, Trial
+from spec.vocabulary import Action, DomainSetup, Finish, Image, LongFinish, LongTrial, Observation, Outcome, Setup, Trial
 
 REAL_TARGET: Final = "xen"                  # the one that is a real machine
 T = TypeVar("T")
@@ -101,6 +101,26 @@ class BareProcessor(Protocol):
         """Let it execute one instruction.  It may raise HarnessError."""
 
 
+class LongProcessor(Protocol):
+    """The same in long mode."""
+
+    @property
+    def not_tried(self) -> Mapping[str, str]:
+        """What it is not asked to do, and why."""
+
+    def perform(self, trial: LongTrial) -> LongFinish:
+        """Let it execute one instruction.  It may raise HarnessError."""
+
+
+def open_long_processor() -> LongProcessor:
+    """The emulator's processor in long mode; see open_processor."""
+    try:
+        from emulator.long_cells import LongCells
+    except ImportError as e:
+        raise HarnessError(f"the emulator can't run here: {e}") from e
+    return LongCells()
+
+
 def open_processor() -> BareProcessor:
     """The emulator's processor; it takes it away from the emulator as a target."""
     try:
@@ -108,6 +128,31 @@ def open_processor() -> BareProcessor:
     except ImportError as e:
         raise HarnessError(f"the emulator can't run here: {e}") from e
     return Cells()
+
+
+class EntryCost(Protocol):
+    """What it costs to enter a kernel once: instructions of the guest and of Xen's stubs, and seconds."""
+
+    @property
+    def instructions(self) -> float:
+        """Of the guest's, without one that faults."""
+
+    @property
+    def xens(self) -> float:
+        """Of Xen's stubs."""
+
+    @property
+    def seconds(self) -> float:
+        """In all."""
+
+
+def entry_costs() -> Mapping[str, EntryCost]:
+    """Each way into a kernel on the emulator, the fastest first; it takes the processor away from the emulator as a target."""
+    try:
+        from emulator.entries import entry_costs as measured
+    except ImportError as e:
+        raise HarnessError(f"the emulator can't run here: {e}") from e
+    return measured()
 
 
 def model_of(target: Target, setup: Setup) -> Machine:

@@ -6,13 +6,13 @@ operands and segments, parameters of call gates, data segments on the way outwar
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from oracle.bare import expected
-from oracle.bare_difference import Difference, Expected, difference, end_of
-from oracle.descriptor_table import on_stack, word_of
+from oracle.bare_difference import AnyDifference, Expected
+from oracle.descriptor_table import SHEET, Sheet, T, on_stack, word_of
 from oracle.targets import BareProcessor
 from spec.vocabulary import BARE_GDT, Bare, Loaded, Trial, bare_gate, bare_segment, bare_system
 
@@ -389,7 +389,7 @@ FAMILIES: Final[dict[str, Callable[[Maker], Trial]]] = {
 class Sample:
     """How random trials ended, by family; and where the specification differs."""
     ends: dict[str, Counter[str]]
-    differences: list[Difference]
+    differences: list[AnyDifference]
     seconds: float
 
     @property
@@ -407,14 +407,20 @@ def trials(seed: int, count: int, family: str) -> Iterator[Trial]:
 
 def sample(processor: BareProcessor, seed: int, count: int, expect: Expected = expected) -> Sample:
     """Perform about `count` random trials, as many of each family, and hold them against the specification."""
+    each = -(-count // len(FAMILIES))
+    made = {family: trials(seed * len(FAMILIES) + number, each, family) for number, family in enumerate(FAMILIES)}
+    return sampled(SHEET, processor.perform, made, expect)
+
+
+def sampled(sheet: Sheet[T], perform: Callable[[T], Any], made: Mapping[str, Iterable[T]], expect: Callable[[T], Any]) -> Sample:
+    """Perform the trials of some families."""
     start = time.perf_counter()
     ends: dict[str, Counter[str]] = {}
-    differences: list[Difference] = []
-    each = -(-count // len(FAMILIES))
-    for number, family in enumerate(FAMILIES):
+    differences: list[AnyDifference] = []
+    for family, those in made.items():
         ends[family] = Counter()
-        for trial in trials(seed * len(FAMILIES) + number, each, family):
-            does = processor.perform(trial)
-            ends[family][end_of(does, trial.cpl)] += 1
-            differences += difference(f"{family}: {trial.code.hex()} at CPL {trial.cpl}", trial, expect(trial), does)
+        for trial in those:
+            does = perform(trial)
+            ends[family][sheet.end(does, trial.cpl)] += 1
+            differences += sheet.difference(f"{family}: {trial.code.hex()} at CPL {trial.cpl}", trial, expect(trial), does)
     return Sample(ends, differences, time.perf_counter() - start)

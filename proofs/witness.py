@@ -27,7 +27,7 @@ from spec.tables import is_xen_slot, xen_entry
 EFFORT: Final = 300_000_000                 # of the solver, for one state
 WISH_EFFORT: Final = 5_000_000              # for one wish
 WISHES: Final = 60                          # questions about wishes, for one state
-ROUNDS: Final = 8                           # of adding what the audit found
+ROUNDS: Final = 12                          # of adding what the audit found
 IntKey = tuple[int, ...]
 Lookup = tuple[str, Key]
 
@@ -241,7 +241,7 @@ class Witnesses:
             if name in SCHEMA:
                 kinds, kind = SCHEMA[name]
                 for k, z in zip((*kinds, kind), (*key, node(name, *key)), strict=True):
-                    if k in ("frame", "dom", "index", "tag"):
+                    if k in ("frame", "dom", "index", "tag", "page", "reg", "selector", "vector"):
                         out.setdefault((k, witness.model.value(z)), z)
         return out
 

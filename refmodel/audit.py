@@ -47,7 +47,8 @@ def keys_of(state: ConcreteState) -> dict[tuple[str, ...], set[tuple[int, ...]]]
         if value in ("frame", "dom"):
             out[(value,)].update((v,) for v in entries.values())
     out[("dom",)].discard((NOBODY,))
-    out[("frame",)].update((f,) for f, _ in out[("frame", "index")])
+    for kinds in (("frame", "index"), ("dom", "reg")):
+        out[kinds[:1]].update((of,) for of, _ in out[kinds])
     out[("cpu",)].add((CPU,))
     return out
 
@@ -83,7 +84,7 @@ def targets(state: ConcreteState, target: str, kinds: tuple[str, ...], k: tuple[
         return {s.owner[k[0]]}
     if kinds == ("frame", "index"):
         return {k[0], mfn_of(s, s.word[k])}
-    if kinds == ("dom", "index"):
+    if kinds == ("dom", "page"):
         return {s.gdt[k], s.ldt[k]}
     return {s.base[k[0]], s.user_base[k[0]]}
 

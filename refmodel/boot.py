@@ -7,6 +7,7 @@ from refmodel.machine import Machine
 from refmodel.references import TWritable, get_type
 from refmodel.state import ConcreteState, as_state
 from refmodel.xen417 import Machine417
+from refmodel.xen417_environment import start
 from refmodel.xen2003 import Machine2003
 from spec.abi import DOMID_XEN, GUEST_KERNEL, L1, RW, US, A, D, P, Xen417, Xen2003
 from spec.descriptors import set_gdt_entries
@@ -14,7 +15,7 @@ from spec.kernel import CPU, DomId, FrameType, Index, Mfn, State
 from spec.profile import PROFILES, Profile
 from spec.registers import load_base, set_m2p, set_pinned
 from spec.reservation import assign, xen_keeps
-from spec.rings import DS, ES, FS, GS, enter, reload, set_trap
+from spec.rings import DS, ES, FS, GS, enter, fetch, reload, set_trap
 from spec.tables import write_data
 from spec.vocabulary import RETF, DomainSetup, Setup
 
@@ -45,6 +46,8 @@ def boot(setup: Setup) -> Machine:
         build(s, d)
         if profile.guest_end:
             start_in_ring_1(s, DomId(d.domid))
+        else:
+            start(s, DomId(d.domid))
     state.seal()
     return (Machine2003 if profile.guest_end else Machine417)(setup, state)
 
@@ -177,6 +180,8 @@ def fill_tables(s: State, d: DomainSetup) -> Mfn:
 def start_in_ring_1(s: State, d: DomId) -> None:
     """A kernel starts in ring 1 with Xen's default GDT, on the flat segments that Xen gives, as do its handlers (W-32, W-40)."""
     set_gdt_entries(s, d, Index(Xen2003.RESERVED_END))
+    for selector in (Xen2003.RING1_CS, Xen2003.RING1_DS):
+        fetch(s, d, selector)
     enter(s, d, Xen2003.RING1_CS, Xen2003.RING1_DS)
     for r in (DS, ES, FS, GS):
         reload(s, d, Index(r), Xen2003.RING1_DS)

@@ -13,10 +13,11 @@ from typing import Final, Literal
 
 from refmodel.audit import Violation, audit
 from refmodel.machine import Machine
-from refmodel.state import ConcreteState
+from refmodel.state import ConcreteState, as_state
 from refmodel.xen417 import Machine417
+from refmodel.xen417_environment import start
 from spec.abi import DOMID_IO, DOMID_XEN, L1, L4, NONE, PAT, PCD, PWT, RW, SEG_DESC, P
-from spec.kernel import CPU
+from spec.kernel import CPU, DomId
 from spec.profile import PROFILES, Profile
 from spec.vocabulary import FrameView, Image, Setup
 
@@ -125,12 +126,16 @@ def audited(claimed: Imported) -> list[Violation]:
 def imported_machine(setup: Setup, image: Image) -> Machine:
     """The model of a real machine in the state of its image; `setup` says which frames of which domains are for programs."""
     state = imported(image).state
+    for d in setup.domains:
+        start(as_state(state), DomId(d.domid))
+    state.seal()
     state.devices = frozenset(v.mfn for v in image.table if v.owner == DOMID_IO)
     machine = Machine417(setup, state, end=max((v.mfn for v in image.table), default=0) + 1)
     machine.uncounted = {d: image.xen_pages.get(d, 0) for d in machine.uncounted}
     machine.shared = {d: image.shared_info.get(d, 0) for d in machine.shared}
     state.opaque = frozenset(image.shared_info.values())
     machine.choices.eager = True            # QEMU's processor
+    machine.gate_shift, machine.marks_faults = 4, False
     machine.pool_size = image.frames - len(image.table)
     return machine
 

@@ -10,7 +10,19 @@ from refmodel.references import Error, give_up
 from refmodel.state import ConcreteState, as_state
 from spec.abi import NOBODY, A
 from spec.kernel import CPU, DomId, Mfn, Refused, Vpn
-from spec.vocabulary import RETF, Action, Execute, Hypercall, Load, LoadSegment, Observation, Outcome, Setup, Store
+from spec.vocabulary import (
+    RETF,
+    Action,
+    Execute,
+    Hypercall,
+    Load,
+    LoadSegment,
+    Observation,
+    Outcome,
+    Setup,
+    Store,
+    Transfer,
+)
 from spec.x86.paging import Fault, require_segment, root_of, walk
 from spec.x86.tlb import flush, is_live, tag_of
 
@@ -96,6 +108,8 @@ class Machine:
                     self.store_data(DomId(d), va, words)
                 value = self.call(DomId(d), action)
                 return Outcome(value, chose=tuple(self.chose)) if self.chose else Outcome(value)
+            if not isinstance(action, Load | Store | Execute | LoadSegment):
+                return self.transfer(action)
             self.enter_mode(DomId(d), action.user)
             if isinstance(action, LoadSegment):
                 return self.load_segment(action)
@@ -128,6 +142,10 @@ class Machine:
         if f is not None:
             frames.append(f)
         return all(self._byte(f, va) == RETF for f in frames)
+
+    def legal_transfer(self, action: Transfer) -> bool:
+        """Whatever translations the processor uses, it executes the instruction that was stored."""
+        return True
 
     def walk(self, d: int, va: int, user: bool = False, write: bool = False) -> int | None:
         """The frame that the present tables give, or None if they refuse."""
@@ -179,6 +197,10 @@ class Machine:
     def load_segment(self, action: LoadSegment) -> Outcome:
         """A guest loads a segment register: only where segments protect."""
         raise ModelError(f"{self.profile.name} has no segments to load")
+
+    def transfer(self, action: Transfer) -> Outcome:
+        """Xen lets a guest run with some registers, and it executes one instruction."""
+        raise ModelError(f"{self.profile.name} has no control transfers yet")
 
     def marked(self, d: int, action: Load, value: int, told: int) -> int:
         """What a load reads: what another machine read if that is an entry of a table which has its accessed bit earlier."""

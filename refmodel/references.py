@@ -8,7 +8,7 @@ from typing import cast
 
 from refmodel.state import ConcreteState
 from spec.abi import GUEST_KERNEL, L1, LDT_PAGES, NOBODY, RW, US, WRITABLE, A, G, P
-from spec.descriptors import forget_descriptors, unmap_ldt, validate_descriptor
+from spec.descriptors import adjusted_descriptor, forget_descriptors, legal_descriptor, unmap_ldt, validate_descriptor
 from spec.frames import drop_ref, drop_type, is_descriptors, is_idle, may_use, mfn_of, take_ref, take_type
 from spec.kernel import CPU, DomId, FrameType, Index, Mfn, Refused, State
 from spec.reservation import free_frame
@@ -25,6 +25,7 @@ from spec.tables import (
     write_data,
     write_entry,
 )
+from spec.x86.descriptors import PRESENT
 from spec.x86.tlb import flush
 
 TWritable = FrameType(WRITABLE)
@@ -85,10 +86,13 @@ def validate(s: State, d: DomId, f: Mfn, t: FrameType, get: Callable[[State, Mfn
     finish(s, d, f)
 
 
-def validate_descriptors(s: State, d: DomId, f: Mfn, t: FrameType) -> None:
-    """Check every descriptor of an idle frame that becomes a table of them."""
+def validate_descriptors(s: State, d: DomId, f: Mfn, t: FrameType, judge: Callable[[State, int], None] | None = None) -> None:
+    """Check every descriptor of an idle frame that becomes a table of them; `judge` has the error for a bad one."""
     begin_type(s, d, f, t)
-    for _ in range(0, s.profile.entries, s.profile.descriptor_words):
+    row = cast(ConcreteState, s).row(f)
+    for i in range(0, s.profile.entries, s.profile.descriptor_words):
+        if judge is not None and row.get(i, 0):
+            judge(s, row[i])
         validate_descriptor(s, d, f)
     finish(s, d, f)
 
@@ -169,8 +173,18 @@ def drop_ldt(s: State, d: DomId) -> None:
     flush(s, d)
 
 
+def is_adjusted(old: int, e: int) -> bool:
+    """Entry e is what Xen makes of the present entry `old` when it checks it."""
+    return old & P != 0 and (old ^ e) & ~ADJUSTED == 0
+
+
+def is_adjusted_descriptor(s: State, old: int, q: int) -> bool:
+    """The same of descriptors."""
+    return old & PRESENT != 0 and legal_descriptor(s, old) and adjusted_descriptor(s, old) == q
+
+
 def give_up(s: State, mark: int) -> None:
-    """Back to a mark; but entries that a failed validation had adjusted already stay as it adjusted them (X-2)."""
+    """Back to a mark; but entries and descriptors that a failed validation had adjusted already stay as it adjusted them (X-2)."""
     state = cast(ConcreteState, s)
     changed: dict[tuple[Mfn, Index], int] = {}
     if s.profile.adjusts:
@@ -178,7 +192,7 @@ def give_up(s: State, mark: int) -> None:
     state.rollback(mark)
     for (f, i), e in changed.items():
         old = s.word[f, i]
-        if old != e and old & P != 0 and (old ^ e) & ~ADJUSTED == 0 and is_idle(s, f):
+        if old != e and (is_adjusted(old, e) or is_adjusted_descriptor(s, old, e)) and is_idle(s, f):
             d = s.owner[f]
             settle(s, d, f, TWritable)
             write_data(s, d, f, i, e)
@@ -210,8 +224,8 @@ def put_entry(s: State, g: Mfn, t: FrameType, e: int, i: Index) -> None:
         return
     f = mfn_of(s, e)
     if t == L1 and e & RW == 0:
-        if s.type[f] == p.last_descriptors and s.type_count[f] > 0:
-            drop_ldt(s, s.owner[f])
+        if p.guest_end and s.type[f] == p.last_descriptors and s.type_count[f] > 0:
+            drop_ldt(s, s.owner[f])         # 4.17 keeps it (X-35)
         drop_ref(s, s.owner[f], f)
         reap(s, f)
     elif t == L1 or f != g:

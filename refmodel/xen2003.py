@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from refmodel.guest import ModelError, demand
 from refmodel.references import Error, actor, drop_ldt, get_type, put_type, reap, replace_entry
-from refmodel.xen2003_segments import SegmentLoads
+from refmodel.xen2003_transfers import Transfers
 from spec.abi import EFAULT, EINVAL, ENOMEM, ENOSYS, L2, P, Xen2003
 from spec.frames import is_table, may_use, mfn_of
 from spec.kernel import CPU, DomId, FrameType, Index, Mfn, Refused, Vpn, check
@@ -18,7 +18,7 @@ X = Xen2003
 TL2 = FrameType(L2)
 
 
-class Machine2003(SegmentLoads):
+class Machine2003(Transfers):
     """The paper's Xen."""
     COMMANDS: ClassVar[tuple[int, ...]] = (X.PIN_L1, X.PIN_L2, X.UNPIN, X.NEW_BASEPTR, X.TLB_FLUSH, X.INVLPG)
 
@@ -56,13 +56,13 @@ class Machine2003(SegmentLoads):
         if nr == X.SET_CALLBACKS:
             return self.set_callbacks(d, a, b, c, e)
         if nr == X.STACK_SWITCH:
-            return self.stack_switch(d, a)
+            return self.stack_switch(d, a, b)
         if nr == X.SET_DEBUGREG:
             return self.set_debugreg(d, a, b)
         if nr == X.GET_DEBUGREG:
             return self.get_debugreg(d, a)
         if nr == X.FPU_TASKSWITCH:
-            return 0                        # programs have no floating point (W-39)
+            return self.fpu_taskswitch(d)
         raise ModelError(f"hypercall {nr} belongs to a wing that is not built yet")
 
     # --- mmu_update ---

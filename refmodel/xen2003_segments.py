@@ -3,7 +3,7 @@ from refmodel.xen2003_traps import TrapCalls
 from spec.abi import PF, Xen2003
 from spec.descriptors import mark_accessed
 from spec.kernel import DomId, Index
-from spec.rings import SS, enter, found, has_page, is_unmapped, load_data_segment, load_stack_segment, page_with, reload
+from spec.rings import SS, enter, fetch, found, has_page, is_unmapped, load_data_segment, load_stack_segment, page_with, reload
 from spec.vocabulary import SEGMENT_REGISTERS, LoadSegment, Outcome
 from spec.x86.descriptors import ACCESSED, base_of, is_null
 from spec.x86.paging import Fault
@@ -19,9 +19,10 @@ class SegmentLoads(TrapCalls):
         """One load in the ring that it is asked for, from the tables in force; then the register is flat again."""
         s, d, r = self.s, DomId(action.dom), Index(SEGMENT_REGISTERS[action.register])
         if action.user:
-            enter(s, d, X.RING3_CS, X.RING3_DS)
+            self.enter(d, X.RING3_CS, X.RING3_DS)
         try:
             self.find_page(d, action.selector)
+            fetch(s, d, action.selector)
             if r == SS:
                 load_stack_segment(s, d, action.selector)
             else:
@@ -29,10 +30,17 @@ class SegmentLoads(TrapCalls):
             self.mark_loaded(d, action.selector)
         finally:
             if action.user or r == SS:
-                enter(s, d, X.RING1_CS, X.RING1_DS)
+                self.enter(d, X.RING1_CS, X.RING1_DS)
             if r != SS:
+                fetch(s, d, X.RING1_DS)
                 reload(s, d, r, X.RING1_DS)
         return Outcome()
+
+    def enter(self, d: DomId, cs: int, ss: int) -> None:
+        """Xen lets the guest run with this code and stack."""
+        for selector in (cs, ss):
+            fetch(self.s, d, selector)
+        enter(self.s, d, cs, ss)
 
     def find_page(self, d: DomId, selector: int) -> None:
         """A page of the LDT that is not mapped faults into Xen, which maps it, or lets the guest have the fault (W-41)."""

@@ -3,7 +3,7 @@ from refmodel.guest import demand
 from refmodel.xen2003_descriptors import DescriptorCalls
 from spec.abi import EINVAL, EPERM, Xen2003
 from spec.kernel import DomId, Index, check
-from spec.rings import set_debug, set_fast_trap, set_trap, switch_stack
+from spec.rings import mark_fpu, set_debug, set_fast_trap, set_trap, switch_stack
 
 X = Xen2003
 SELECTOR = 0xFFFF
@@ -39,9 +39,14 @@ class TrapCalls(DescriptorCalls):
         set_trap(self.s, d, Index(X.EVENT_CALLBACK), event_cs, event_ip, 0)
         set_trap(self.s, d, Index(X.FAILSAFE_CALLBACK), failsafe_cs, failsafe_ip, 0)
 
-    def stack_switch(self, d: DomId, ss: int) -> int:
+    def stack_switch(self, d: DomId, ss: int, esp: int) -> int:
         """The stack for entering the kernel; its pointer is a number that nobody checks."""
-        self.granted(EPERM, switch_stack, self.s, d, ss & SELECTOR)
+        self.granted(EPERM, switch_stack, self.s, d, ss & SELECTOR, esp)
+        return 0
+
+    def fpu_taskswitch(self, d: DomId) -> int:
+        """The next use of the FPU is to be told (W-58)."""
+        mark_fpu(self.s, d, 1)
         return 0
 
     @check("TRAP-20", source="xen-2003.md §7.8 (W-34)")

@@ -5,18 +5,20 @@ from typing import ClassVar
 from refmodel.guest import ModelError, demand
 from refmodel.references import Error
 from refmodel.xen417_commands import COUNTED, call_name, end_name
-from refmodel.xen417_memory import MemoryCalls
 from refmodel.xen417_mmu import WORD, Abandoned, Listed
 from refmodel.xen417_pointers import ADDRESSES, addr_ok
+from refmodel.xen417_transfers import TransferCalls
 from spec.abi import EFAULT, EINVAL, ENOSYS, Xen417
 from spec.kernel import DomId, check
 from spec.vocabulary import Hypercall
 from spec.x86.tlb import load_cr3
 
 X = Xen417
+OTHER_HALF = frozenset({X.SET_TRAP_TABLE, X.SET_GDT, X.STACK_SWITCH, X.SET_CALLBACKS, X.FPU_TASKSWITCH, X.SET_DEBUGREG, X.GET_DEBUGREG,
+                        X.UPDATE_DESCRIPTOR, X.SET_SEGMENT_BASE, X.CALLBACK_OP})
 
 
-class Machine417(MemoryCalls):
+class Machine417(TransferCalls):
     """The Xen that people run, with 64-bit PV guests."""
     other_wings: ClassVar[frozenset[int]] = X.OTHER_CALLS
 
@@ -59,10 +61,35 @@ class Machine417(MemoryCalls):
             return self.mmuext_op(d, a, b & WORD, c, e & WORD)
         if nr == X.MEMORY_OP:
             return self.memory_op(d, a, b)
+        if nr in OTHER_HALF:
+            return self.made_other(d, nr, args)
         if nr in self.other_wings:
             raise ModelError(f"hypercall {nr} belongs to a wing that is not built yet")
         demand(nr == X.MULTICALL, "CALL-2.1", ENOSYS)               # the number is assigned
         return self.multicall(d, a, b & WORD)
+
+    def made_other(self, d: DomId, nr: int, args: tuple[int, int, int, int]) -> int:
+        """The calls about descriptors, handlers and the guest's registers."""
+        a, b, c, _ = args
+        if nr == X.SET_TRAP_TABLE:
+            return self.set_trap_table(d, a)
+        if nr == X.SET_GDT:
+            return self.set_gdt(d, a, b & WORD)
+        if nr == X.STACK_SWITCH:
+            return self.stack_switch(d, a, b)
+        if nr == X.SET_CALLBACKS:
+            return self.set_callbacks(d, a, b, c)
+        if nr == X.FPU_TASKSWITCH:
+            return self.fpu_taskswitch(d, a)
+        if nr == X.SET_DEBUGREG:
+            return self.set_debugreg(d, a & WORD, b)
+        if nr == X.GET_DEBUGREG:
+            return self.get_debugreg(d, a & WORD)
+        if nr == X.UPDATE_DESCRIPTOR:
+            return self.update_descriptor(d, a, b)
+        if nr == X.SET_SEGMENT_BASE:
+            return self.set_segment_base(d, a & WORD, b)
+        return self.callback_op(d, a & WORD, b)
 
     @check("MULTI-2", source="xen-4.17.md §11 multicall")
     def multicall(self, d: DomId, calls: int, count: int) -> int:

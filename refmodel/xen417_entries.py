@@ -5,15 +5,16 @@ The transitions of `spec` would refuse the same entries; here each refusal gets 
 from typing import cast
 
 from refmodel.guest import demand
-from refmodel.references import Error, give_up, put_entry, settle, validate
+from refmodel.references import Error, give_up, put_entry, settle, validate, validate_descriptors
 from refmodel.state import ConcreteState
-from spec.abi import DOMID_XEN, EBUSY, EINVAL, EPERM, L1, NOBODY, RW, WRITABLE, A, D, P
-from spec.frames import is_table, may_use, mfn_of, take_ref, take_type
+from spec.abi import DOMID_XEN, EBUSY, EINVAL, EPERM, L1, NOBODY, RW, SEG_DESC, WRITABLE, A, D, P
+from spec.descriptors import legal_descriptor
+from spec.frames import is_descriptors, is_table, may_use, mfn_of, take_ref, take_type
 from spec.kernel import DomId, FrameType, Index, Mfn, State, check
 from spec.reservation import lend
 from spec.tables import is_xen_slot, legal_bits, same_authority, write_entry
 
-TWritable, TL1 = FrameType(WRITABLE), FrameType(L1)
+TWritable, TL1, TSegments = FrameType(WRITABLE), FrameType(L1), FrameType(SEG_DESC)
 
 
 def frames_of(s: State) -> int:
@@ -48,8 +49,16 @@ def get_type(s: State, d: DomId, f: Mfn, t: FrameType) -> None:
         settle(s, d, f, t)
     if idle and is_table(s, t):
         validate(s, d, f, t, get_listed)
+    elif idle and is_descriptors(s, t):
+        validate_descriptors(s, d, f, t, require_legal)
     else:
         take_type(s, d, f, t)
+
+
+@check("PTE-7", source="xen-4.17.md §6.1 check_descriptor")
+def require_legal(s: State, q: int) -> None:
+    """A descriptor that a validation finds is legal."""
+    demand(legal_descriptor(s, q), "PTE-7.1", EINVAL)               # absent, code or data, or a gate to the guest's own code
 
 
 def get_listed(s: State, g: Mfn, e: int) -> None:

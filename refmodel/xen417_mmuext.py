@@ -3,7 +3,7 @@ from functools import partial
 from struct import unpack
 
 from refmodel.guest import demand
-from refmodel.references import Error, put_type
+from refmodel.references import Error, drop_ldt, put_type
 from refmodel.xen417_entries import TWritable, get_type, is_owned
 from refmodel.xen417_mmu import OPERATIONS
 from refmodel.xen417_pointers import addr_ok
@@ -99,6 +99,7 @@ class MmuExtCalls(StoreCalls):
         old = s.base[d]
         if f != old:
             self.get_page_and_type(d, f, FrameType(s.profile.root))
+            drop_ldt(s, d)
             load_base(s, d, f)
         flush(s, d)
         self.again = f != old and self.let_go(old)
@@ -141,7 +142,10 @@ class MmuExtCalls(StoreCalls):
         demand(entries <= X.MAX_LDT, "EXT-7.1", EINVAL)             # not too long
         demand(entries == 0 or base & 0xFFF == 0, "EXT-7.2", EINVAL)    # page-aligned
         demand(entries == 0 or addr_ok(base), "EXT-7.3", EINVAL)    # outside Xen's slots
-        set_ldt(self.s, d, base, Index(entries))
+        base = base if entries else 0
+        if (base, entries) != (self.s.ldt_base[d], self.s.ldt_entries[d]):
+            drop_ldt(self.s, d)
+            set_ldt(self.s, d, base, Index(entries))
 
     # --- pages ---
 

@@ -12,6 +12,7 @@ ENOMEM: Final = 12
 EACCES: Final = 13
 EFAULT: Final = 14
 EBUSY: Final = 16
+ENODEV: Final = 19
 EINVAL: Final = 22
 ENOSYS: Final = 38
 EOPNOTSUPP: Final = 95
@@ -141,6 +142,7 @@ class Xen2003:
         264: 0xFC008B4019000067, 265: 0xFC0082610000FFFF}       # the TSS, busy; the LDT, at its longest
     EVENTS_MASKED: Final = 4            # flag of a handler: entering it masks events
     VECTORS: Final = 256
+    HYPERCALL_VECTOR: Final = 0x82      # INT n of a hypercall
     EVENT_CALLBACK: Final = 256         # the two callbacks are kept behind the handlers of the vectors
     FAILSAFE_CALLBACK: Final = 257
     BREAKPOINT_END: Final = 0xFC3FFFFC  # the last address of a breakpoint
@@ -148,14 +150,24 @@ class Xen2003:
 
 class Xen417:
     """The interface of Xen 4.17 for 64-bit PV guests."""
+    SET_TRAP_TABLE: Final = 0
     MMU_UPDATE: Final = 1
+    SET_GDT: Final = 2
+    STACK_SWITCH: Final = 3
+    SET_CALLBACKS: Final = 4
+    FPU_TASKSWITCH: Final = 5
+    SET_DEBUGREG: Final = 8
+    GET_DEBUGREG: Final = 9
+    UPDATE_DESCRIPTOR: Final = 10
     MEMORY_OP: Final = 12
     MULTICALL: Final = 13
     UPDATE_VA_MAPPING: Final = 14
     UPDATE_VA_MAPPING_OTHERDOMAIN: Final = 22
+    SET_SEGMENT_BASE: Final = 25
     MMUEXT_OP: Final = 26
+    CALLBACK_OP: Final = 30
     NR_HYPERCALLS: Final = 64
-    OTHER_CALLS: Final = frozenset({*range(43), *range(48, 56)}) - {1, 11, 12, 13, 14, 22, 26, 38}  # of other wings
+    OTHER_CALLS: Final = frozenset({6, 7, *range(15, 22), 23, 24, 27, 28, 29, *range(31, 38), *range(39, 43), *range(48, 56)})
     XEN_FIRST: Final = 256              # Xen's L4 slots
     XEN_LAST: Final = 271
     M2P_SLOT: Final = 256               # read-only machine-to-physical table
@@ -213,3 +225,39 @@ class Xen417:
     MAX_LDT: Final = 8192
     RESERVED: Final = 7168              # Xen's own pages of a GDT begin here
     KERNEL_CS: Final = 0xE033
+    USER_SS: Final = 0xE02B             # the flat segments of guests
+    IRET: Final = 23
+    # landing pads of the harness in every domain (rulings, X-40), PAD bytes each; below EVENT_PAD the handlers of the vectors
+    PADS: Final = 0x101000
+    PAD: Final = 16
+    OWN_VECTORS: Final = 32             # whose handlers are the harness'
+    EVENT_PAD: Final = 0x100
+    FAILSAFE_PAD: Final = 0x101
+    SYSCALL_PAD: Final = 0x102
+    BEHIND_PAD: Final = 0x103           # behind an instruction, in kernel mode
+    FREE_PAD: Final = 0x104
+    BEHIND_USER_PAD: Final = 0x120      # and in user mode, whose pads lie from here on
+    BACK_PAD: Final = 0x140             # the system call by which user mode ends
+    PROGRAM_STACK: Final = 0xFFFFFFFF8000D000   # the kernel's stack, at the start
+    UPCALL_PENDING: Final = 0x001       # in word 0 of shared_info
+    UPCALL_MASK: Final = 0x100
+    DESCRIPTORS: Final = {              # of what Xen keeps there, by selector without RPL: what a guest can load
+        0xE020: 0x00CFFB000000FFFF,     # code of 32 bits,
+        0xE028: 0x00CFF3000000FFFF,     # data,
+        0xE030: 0x00AFFB000000FFFF}     # code of 64 bits
+    # set_trap_table, callback_op
+    VECTORS: Final = 256
+    EVENTS_MASKED: Final = 4            # flag of a handler: entering it masks events
+    REGISTER: Final = 0                 # callback_op
+    UNREGISTER: Final = 1
+    EVENT: Final = 0                    # types of callbacks: kept as handlers, behind those of the vectors
+    FAILSAFE: Final = 1
+    SYSCALL: Final = 2
+    CALLBACK_NMI: Final = 4             # the handler of vector 2
+    SYSENTER: Final = 5
+    SYSCALL32: Final = 7
+    # set_segment_base
+    FS_BASE: Final = 0
+    GS_USER_BASE: Final = 1
+    GS_KERNEL_BASE: Final = 2
+    GS_USER_SELECTOR: Final = 3

@@ -5,7 +5,7 @@ guest.  In 2003 the first page of a GDT also holds Xen's own descriptors, in a s
 """
 from spec.abi import LDT_PAGES, SEG_DESC, Xen417, Xen2003
 from spec.frames import is_descriptors
-from spec.kernel import DomId, Index, Mfn, State, predicate, require, transition
+from spec.kernel import DomId, Index, Mfn, State, predicate, put, require, transition
 from spec.tables import not_
 from spec.x86.descriptors import (
     ACCESSED,
@@ -18,6 +18,7 @@ from spec.x86.descriptors import (
     dpl_of,
     gate_selector,
     is_call_gate,
+    is_conforming,
     is_expand_down,
     limit_of,
     type_of,
@@ -36,6 +37,21 @@ def is_guest_selector(s: State, sel: int) -> bool:
 def is_guest_code_selector(s: State, sel: int) -> bool:
     """The flat code segment that Xen gives, or one of the guest's own (2003: VALID_CODESEL)."""
     return sel == Xen2003.RING1_CS or is_guest_selector(s, sel)
+
+
+@predicate
+def is_given(i: int) -> bool:
+    """One of the flat segments that Xen gives to guests."""
+    return i >= Xen2003.RING1_CS >> 3 and i <= Xen2003.RING3_DS >> 3
+
+
+@predicate
+def is_closed(sel: int, q: int) -> bool:
+    """By its selector one that Xen keeps to itself, and of ring 0: no guest can use it."""
+    i = sel >> 3
+    if sel & TI != 0 or i < Xen2003.RESERVED or i >= Xen2003.RESERVED_END or is_given(i):
+        return False
+    return dpl_of(q) == 0 and not is_conforming(q)
 
 
 @predicate
@@ -134,7 +150,7 @@ def validate_descriptor(s: State, d: DomId, f: Mfn) -> None:
     q = descriptor_at(s, f, i)
     require(legal_descriptor(s, q), "DESC-1.5")     # it is legal
     if s.profile.adjusts:
-        s.word[f, i] = adjusted_descriptor(s, q)
+        put(s.word, (f, i), adjusted_descriptor(s, q))
     s.upto[f] = Index(i + s.profile.descriptor_words)
 
 
@@ -206,7 +222,7 @@ def is_filled_for(s: State, n: Index, f: Mfn) -> bool:
     return s.filled[f] == (s.profile.reserved_words if n == 0 else 0)
 
 
-@transition("GDT-2", source="xen-2003.md §5.1 (W-25, W-27); xen-4.17.md §6.2", keys=("dom", "index", "frame"))
+@transition("GDT-2", source="xen-2003.md §5.1 (W-25, W-27); xen-4.17.md §6.2", keys=("dom", "page", "frame"))
 def install_gdt(s: State, d: DomId, n: Index, f: Mfn) -> None:
     """Page n of the GDT is a checked table, held by one typed reference."""
     require(s.owner[f] == d, "GDT-2.1")             # the frame is the domain's own
@@ -221,7 +237,7 @@ def install_gdt(s: State, d: DomId, n: Index, f: Mfn) -> None:
     s.gdt[d, n] = f
 
 
-@transition("GDT-3", source="xen-2003.md §5.1; xen-4.17.md §6.2", keys=("dom", "index"))
+@transition("GDT-3", source="xen-2003.md §5.1; xen-4.17.md §6.2", keys=("dom", "page"))
 def remove_gdt(s: State, d: DomId, n: Index) -> None:
     """A page of the GDT is given up, and its reference comes into hand."""
     require(s.has_gdt[d, n], "GDT-3.1")             # there is one
@@ -239,7 +255,7 @@ def set_gdt_entries(s: State, d: DomId, entries: Index) -> None:
 
 # --- the LDT -----------------------------------------------------------------------------------------------------------------
 
-@transition("LDT-2", source="xen-2003.md §6.2; xen-4.17.md §6.4", keys=("dom", "index", "frame"))
+@transition("LDT-2", source="xen-2003.md §6.2; xen-4.17.md §6.4", keys=("dom", "page", "frame"))
 def map_ldt(s: State, d: DomId, n: Index, f: Mfn) -> None:
     """Page n of the LDT is mapped for the processor when it is first needed: a checked table, held by one typed reference."""
     require(s.owner[f] == d, "LDT-2.1")             # the frame is the domain's own
@@ -253,7 +269,7 @@ def map_ldt(s: State, d: DomId, n: Index, f: Mfn) -> None:
     s.ldt[d, n] = f
 
 
-@transition("LDT-3", source="xen-2003.md §6.3; xen-4.17.md §6.4", keys=("dom", "index"))
+@transition("LDT-3", source="xen-2003.md §6.3; xen-4.17.md §6.4", keys=("dom", "page"))
 def unmap_ldt(s: State, d: DomId, n: Index) -> None:
     """A page of the LDT is given up, and its reference comes into hand."""
     require(s.has_ldt[d, n], "LDT-3.1")             # there is one

@@ -3,10 +3,13 @@ from collections.abc import Callable
 from typing import Final
 
 from spec.abi import DOMID_XEN, L1, LDT_PAGES, NOBODY, RW, SEG_DESC, US, WRITABLE, P, Xen2003
+from spec.callbacks import is_canonical_64, is_guest_debug_64
 from spec.descriptors import (
     descriptor_at,
     first_word,
+    is_closed,
     is_filled_for,
+    is_given,
     is_guest_code_selector,
     is_safe,
     is_xens_place,
@@ -15,9 +18,9 @@ from spec.descriptors import (
 )
 from spec.frames import LINEAR, PLAIN, TYPED, is_checked, is_descriptors, is_table, may_name, may_use, may_walk, mfn_of, refers_by
 from spec.kernel import CPU, DomId, Index, Mfn, State, Tag, counting, invariant, predicate
-from spec.rings import is_guest_debug
+from spec.rings import is_fast, is_guest_debug
 from spec.tables import is_writable_self_map, is_xen_slot, is_xens, legal_bits, whose
-from spec.x86.descriptors import PRESENT, RPL, SEGMENT, dpl_of, is_code, is_conforming, is_writable
+from spec.x86.descriptors import ACCESSED, PRESENT, RPL, SEGMENT, dpl_of, is_code, is_conforming, is_writable
 from spec.x86.paging import THROUGH_XEN
 from spec.x86.tlb import is_live, is_walking
 
@@ -182,7 +185,7 @@ def xens_place_is_whole(s: State, f: Mfn) -> bool:
     return n == 0 or (s.type[f] == SEG_DESC and s.validated[f] and first_word(s, n) == n and n <= s.profile.reserved_words)
 
 
-@invariant("GDT-10", keys=("dom", "index"), source="SOSP'03 §3.1; xen-2003.md §5.1; xen-4.17.md §6.2")
+@invariant("GDT-10", keys=("dom", "page"), source="SOSP'03 §3.1; xen-2003.md §5.1; xen-4.17.md §6.2")
 def gdt_is_checked(s: State, d: DomId, n: Index) -> bool:
     """Every page of a GDT is a checked table of the domain's own, and Xen's own descriptors are in the first one."""
     if not s.has_gdt[d, n]:
@@ -197,7 +200,7 @@ def gdt_holds_xens(s: State, d: DomId) -> bool:
     return s.profile.guest_end == 0 or s.segment[d, Index(1)] == 0 or s.gdt_entries[d] >= Xen2003.RESERVED_END
 
 
-@invariant("LDT-10", keys=("dom", "index"), source="SOSP'03 §3.1; xen-2003.md §6.2; xen-4.17.md §6.4")
+@invariant("LDT-10", keys=("dom", "page"), source="SOSP'03 §3.1; xen-2003.md §6.2; xen-4.17.md §6.4")
 def ldt_is_checked(s: State, d: DomId, n: Index) -> bool:
     """Every mapped page of an LDT is a checked table of the domain's own."""
     if not s.has_ldt[d, n]:
@@ -208,14 +211,17 @@ def ldt_is_checked(s: State, d: DomId, n: Index) -> bool:
 
 @invariant("XEN-3", keys=("index",), source="xen-2003.md §1")
 def xens_descriptor_is_closed(s: State, i: Index) -> bool:
-    """Xen's own descriptors are of ring 0 and do not conform, but for the flat segments that it gives to guests."""
+    """Xen's own descriptors are of ring 0 and do not conform, but for the flat segments that it gives to guests; its code and
+    its data are there, and are all of memory."""
     w = first_word(s, i)
     q = s.xen_descriptor[w] | s.xen_descriptor[Index(i | 1)] << 32
     n = i >> 1
     if s.profile.guest_end == 0 or n < Xen2003.RESERVED or n >= Xen2003.RESERVED_END:
         return True
-    if n >= Xen2003.RING1_CS >> 3 and n <= Xen2003.RING3_DS >> 3:
+    if is_given(n):
         return q & SEGMENT != 0 and q & PRESENT != 0 and legal_descriptor(s, q)
+    if n == Xen2003.XEN_CS >> 3 or n == Xen2003.XEN_DS >> 3:
+        return q | ACCESSED == Xen2003.DESCRIPTORS[257 if n == Xen2003.XEN_CS >> 3 else 258] | ACCESSED
     return q & PRESENT == 0 or (dpl_of(q) == 0 and not is_conforming(q))
 
 
@@ -225,7 +231,13 @@ def is_guest_segment(s: State, q: int) -> bool:
     return q & PRESENT != 0 and q & SEGMENT != 0 and legal_descriptor(s, q)
 
 
-@invariant("SEG-10", keys=("dom", "index"), source="SOSP'03 §3.1")
+@invariant("SEG-12", keys=("dom", "selector"), source="SOSP'03 §3.1; xen-2003.md §5")
+def fetched_descriptor_is_the_guests_or_xens(s: State, d: DomId, sel: int) -> bool:
+    """Whatever the processor read in a guest's tables is legal, or one of Xen's own of ring 0, by a selector of Xen's."""
+    return s.profile.guest_end == 0 or legal_descriptor(s, s.fetched[d, Index(sel)]) or is_closed(sel, s.fetched[d, Index(sel)])
+
+
+@invariant("SEG-10", keys=("dom", "reg"), source="SOSP'03 §3.1")
 def loaded_segment_is_the_guests(s: State, d: DomId, r: Index) -> bool:
     """Whatever is in a segment register of a guest is outside ring 0 and ends below Xen, or is unusable."""
     q = s.segment[d, r]
@@ -243,16 +255,40 @@ def guest_runs_in_its_ring(s: State, d: DomId) -> bool:
     return dpl_of(code) <= ring if is_conforming(code) else dpl_of(code) == ring
 
 
-@invariant("TRAP-10", keys=("dom", "index"), source="xen-2003.md §7.1")
+@invariant("TRAP-10", keys=("dom", "vector"), source="xen-2003.md §7.1")
 def handlers_are_the_guests(s: State, d: DomId, v: Index) -> bool:
     """A handler's selector is one for ring 1, and none of Xen's own; or there is none yet."""
-    return s.trap_cs[d, v] == 0 or is_guest_code_selector(s, s.trap_cs[d, v])
+    return s.profile.guest_end == 0 or s.trap_cs[d, v] == 0 or is_guest_code_selector(s, s.trap_cs[d, v])
 
 
-@invariant("DEBUG-10", keys=("dom", "index"), source="xen-2003.md §7.8")
+@invariant("CALL-20", keys=("dom", "vector"), source="xen-4.17.md §7.1, §7.5")
+def handlers_are_of_ring_3(s: State, d: DomId, v: Index) -> bool:
+    """A handler of a 64-bit guest's is called in ring 3, and control can go where it is; or there is none yet."""
+    return s.profile.guest_end != 0 or s.trap_cs[d, v] == 0 or (s.trap_cs[d, v] & RPL == RPL and is_canonical_64(s.trap_ip[d, v]))
+
+
+@invariant("CALL-21", keys=("dom",), source="xen-4.17.md §7.5")
+def kernel_stack_is_of_ring_3(s: State, d: DomId) -> bool:
+    """The stack segment for entering a 64-bit guest's kernel is of ring 3; or there is none yet."""
+    return s.profile.guest_end != 0 or s.kernel_ss[d] == 0 or s.kernel_ss[d] & RPL == RPL
+
+
+@invariant("TRAP-11", keys=("dom",), source="xen-2003.md §7.4")
+def fast_trap_is_nobodys_else(s: State, d: DomId) -> bool:
+    """The vector of a fast trap is neither the processor's nor Xen's."""
+    return s.fast_trap[d] == 0 or is_fast(s.fast_trap[d])
+
+
+@invariant("DEBUG-10", keys=("dom", "reg"), source="xen-2003.md §7.8")
 def breakpoints_are_the_guests(s: State, d: DomId, r: Index) -> bool:
     """Breakpoints lie below Xen, and are none of input and output or of the debug registers themselves."""
-    return is_guest_debug(r, s.debug[d, r])
+    return s.profile.guest_end == 0 or is_guest_debug(r, s.debug[d, r])
+
+
+@invariant("DEBUG-11", keys=("dom", "reg"), source="xen-4.17.md §11 set_debugreg")
+def breakpoints_are_64_bit_guests(s: State, d: DomId, r: Index) -> bool:
+    """Breakpoints of 64-bit guests lie outside Xen's slots, and none that is on is of input and output."""
+    return s.profile.guest_end != 0 or is_guest_debug_64(r, s.debug[d, r])
 
 
 @invariant("BASE-10", keys=("dom",), source="SOSP'03 §3.3.3; xen-2003.md §4.4")
@@ -326,8 +362,9 @@ def walk_is_in_a_checked_table(s: State, d: DomId, tag: Tag) -> bool:
         return False
     f = mfn_of(s, way)
     if way & THROUGH_XEN != 0:
-        # the upper tables of x86-32 end here; on x86-64 Xen's own go on
-        return way & RW == 0 and (s.profile.guest_end == 0 or s.owner[f] == DOMID_XEN or walkable(s, f))
+        if s.profile.guest_end == 0:
+            return way & RW == 0            # Xen's own tables go on to the last level
+        return way & RW == 0 and number == 1 and (s.owner[f] == DOMID_XEN or walkable(s, f))
     return within_walk(s, d, f) and walkable(s, f) and number <= s.type[f] and (number == s.type[f] or way & RW == 0)
 
 
@@ -426,5 +463,5 @@ SUMS: Final[dict[Callable[..., bool], tuple[str, tuple[str, ...]]]] = {
         typed_slot: ("frame", ("frame", "index")), plain_slot: ("frame", ("frame", "index")),
         linear_from: ("frame", ("frame", "index")), linear_to: ("frame", ("frame", "index")),
         base_of: ("frame", ("dom",)), user_base_of: ("frame", ("dom",)),
-        gdt_of: ("frame", ("dom", "index")), ldt_of: ("frame", ("dom", "index")), page_of: ("dom", ("frame",))}
+        gdt_of: ("frame", ("dom", "page")), ldt_of: ("frame", ("dom", "page")), page_of: ("dom", ("frame",))}
 AT_REST = ("TOKEN-1",)                      # true between entries, not after every transition

@@ -66,21 +66,24 @@ SCHEMA: Final[dict[str, tuple[tuple[str, ...], str]]] = {
     "user_base":   (("dom",), "frame"),     # 4.17: the root table of user mode
     "ldt_base":    (("dom",), "word"),
     "ldt_entries": (("dom",), "index"),
-    "has_ldt":     (("dom", "index"), "bool"),  # page n of the LDT was checked, and Xen has it mapped for the processor
-    "ldt":         (("dom", "index"), "frame"),
-    "has_gdt":     (("dom", "index"), "bool"),  # page n of the GDT is the domain's; without page 0 it has Xen's default one
-    "gdt":         (("dom", "index"), "frame"),
+    "has_ldt":     (("dom", "page"), "bool"),  # page n of the LDT was checked, and Xen has it mapped for the processor
+    "ldt":         (("dom", "page"), "frame"),
+    "has_gdt":     (("dom", "page"), "bool"),  # page n of the GDT is the domain's; without page 0 it has Xen's default one
+    "gdt":         (("dom", "page"), "frame"),
     "gdt_entries": (("dom",), "index"),
     "filled":      (("frame",), "index"),   # words of Xen's own descriptors that are in a GDT's first page so far
     "xen_descriptor": (("index",), "word"), # these words, by their place (never written)
-    "selector":    (("dom", "index"), "index"),     # segment registers, by the manual's numbers: what was loaded,
-    "segment":     (("dom", "index"), "desc"),      # and the descriptor that the processor found; 0: unusable
-    "kernel_ss":   (("dom",), "index"),     # the stack segment for entering ring 1
-    "trap_cs":     (("dom", "index"), "index"),     # the guest's handler of a vector
-    "trap_ip":     (("dom", "index"), "word"),
-    "trap_flags":  (("dom", "index"), "index"),
-    "fast_trap":   (("dom",), "index"),     # the vector whose handler has a gate of its own; 0: none
-    "debug":       (("dom", "index"), "word"),      # debug registers
+    "fetched":     (("dom", "selector"), "desc"),   # what the processor read in a table when it last looked a selector up
+    "selector":    (("dom", "reg"), "selector"),    # segment registers, by the manual's numbers: what was loaded,
+    "segment":     (("dom", "reg"), "desc"),        # and the descriptor that the processor found; 0: unusable
+    "kernel_ss":   (("dom",), "selector"),  # the stack segment for entering ring 1
+    "kernel_sp":   (("dom",), "word"),
+    "task_switched": (("dom",), "bool"),    # the guest's own CR0.TS
+    "trap_cs":     (("dom", "vector"), "selector"),     # the guest's handler of a vector
+    "trap_ip":     (("dom", "vector"), "word"),
+    "trap_flags":  (("dom", "vector"), "index"),
+    "fast_trap":   (("dom",), "vector"),    # the vector whose handler has a gate of its own; 0: none
+    "debug":       (("dom", "reg"), "word"),        # debug registers
     "clock":       (("cpu",), "count"),     # number of whole TLB flushes
     "cr3_clock":   (("cpu",), "count"),     # number of flushes that spare global entries, whole ones included
     "tlb":         (("dom", "tag"), "word"),    # a cached translation: frame and combined rights as an entry; 0: none
@@ -132,9 +135,12 @@ class State(Protocol):
     gdt_entries: MutableMapping[DomId, Index]
     filled: MutableMapping[Mfn, Index]
     xen_descriptor: MutableMapping[Index, int]
+    fetched: MutableMapping[tuple[DomId, Index], int]
     selector: MutableMapping[tuple[DomId, Index], Index]
     segment: MutableMapping[tuple[DomId, Index], int]
     kernel_ss: MutableMapping[DomId, Index]
+    kernel_sp: MutableMapping[DomId, int]
+    task_switched: MutableMapping[DomId, bool]
     trap_cs: MutableMapping[tuple[DomId, Index], Index]
     trap_ip: MutableMapping[tuple[DomId, Index], int]
     trap_flags: MutableMapping[tuple[DomId, Index], Index]

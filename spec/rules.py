@@ -2,7 +2,7 @@
 from types import ModuleType
 from typing import Final
 
-from spec import channels, descriptors, frames, invariants, registers, reservation, rings, tables, theorems
+from spec import callbacks, channels, descriptors, frames, invariants, registers, reservation, rings, tables, theorems
 from spec.kernel import RULES
 from spec.x86 import descriptors as formats
 from spec.x86 import (
@@ -23,5 +23,5 @@ from spec.x86 import (
 __all__ = ["MODULES", "RULES"]
 
 MODULES: Final[tuple[ModuleType, ...]] = (
-    frames, tables, descriptors, rings, registers, reservation, paging, tlb, formats, flags, segments, stacks, transfers,
-    interrupts, exceptions, privilege, long_mode, long_interrupts, system_calls, invariants, theorems, channels)
+    frames, tables, descriptors, rings, callbacks, registers, reservation, paging, tlb, formats, flags, segments, stacks,
+    transfers, interrupts, exceptions, privilege, long_mode, long_interrupts, system_calls, invariants, theorems, channels)

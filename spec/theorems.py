@@ -1,9 +1,11 @@
 """What follows from the invariants: memory isolation, page-table validation, and rings."""
-from spec.abi import NOBODY, RW, WRITABLE, A, Xen2003
-from spec.descriptors import descriptor_at, is_xens_place, legal_descriptor
+from typing import Final
+
+from spec.abi import DF, NOBODY, RW, WRITABLE, A, Xen417, Xen2003
+from spec.descriptors import descriptor_at, is_closed, is_safe, is_xens_place
 from spec.frames import is_checked, is_descriptors, may_use, mfn_of
 from spec.kernel import DomId, Index, Mfn, State, Tag, predicate, theorem
-from spec.rings import CS, SS, found, ring_of, xens_descriptor
+from spec.rings import CS, SS, found, gate_of, has_page, is_fast, registers, ring_of, tss_of, xens_descriptor
 from spec.tables import is_xen_slot, legal_bits, xen_entry
 from spec.x86 import transfers
 from spec.x86.descriptors import (
@@ -22,6 +24,7 @@ from spec.x86.descriptors import (
     is_readable,
     type_of,
 )
+from spec.x86.interrupts import interrupt
 from spec.x86.paging import THROUGH_XEN, Fault, root_of, walk
 from spec.x86.segments import may_access, may_fetch
 from spec.x86.tlb import has_root, in_segment, is_live
@@ -115,6 +118,18 @@ def is_below_xen(s: State, q: int) -> bool:
     return q & SEGMENT != 0 and dpl_of(q) != 0 and base_of(q) + highest(q) < s.profile.guest_end
 
 
+@predicate
+def is_ring_of(s: State, ring: int) -> bool:
+    """A ring in which guests run."""
+    return is_guest_ring(ring) if s.profile.guest_end != 0 else ring == 3
+
+
+@predicate
+def is_guests(s: State, q: int) -> bool:
+    """A segment that a guest may have: below Xen; on x86-64, where bases and limits mean nothing, of ring 3."""
+    return is_below_xen(s, q) if s.profile.guest_end != 0 else q & SEGMENT != 0 and dpl_of(q) == 3
+
+
 @theorem("RING-10", keys=("dom",), source="SOSP'03 §3.1")
 def no_guest_runs_in_ring_0(s: State, d: DomId) -> bool:
     """A guest that runs has Xen's descriptors within its GDT's limit, is outside ring 0, on a stack of its ring, and its code and
@@ -126,7 +141,7 @@ def no_guest_runs_in_ring_0(s: State, d: DomId) -> bool:
             and is_below_xen(s, code) and is_below_xen(s, stack))
 
 
-@theorem("RING-11", keys=("dom", "index", "word", "index", "bool", "bool"), source="SOSP'03 §3.1; xen-2003.md §1")
+@theorem("RING-11", keys=("dom", "reg", "word", "index", "bool", "bool"), source="SOSP'03 §3.1; xen-2003.md §1")
 def every_access_through_a_segment_ends_below_xen(s: State, d: DomId, r: Index, offset: int, size: int, write: bool,
                                                   fetch: bool) -> bool:
     """Every access that the processor allows through a segment register of a guest ends below Xen, and does not wrap around."""
@@ -135,14 +150,14 @@ def every_access_through_a_segment_ends_below_xen(s: State, d: DomId, r: Index, 
     return s.profile.guest_end == 0 or not allowed or base_of(q) + offset + size <= s.profile.guest_end
 
 
-@theorem("RING-12", keys=("dom", "index"), source="SOSP'03 §3.1; xen-2003.md §5")
+@theorem("RING-12", keys=("dom", "selector"), source="SOSP'03 §3.1; xen-2003.md §5")
 def every_descriptor_in_force_is_legal_or_xens(s: State, d: DomId, sel: int) -> bool:
-    """Whatever a selector of a guest finds in its GDT and its LDT is legal, or one of Xen's own of ring 0, where Xen has them."""
-    q, i = found(s, d, sel), sel >> 3
-    if s.profile.guest_end == 0 or legal_descriptor(s, q):
-        return True
-    return (sel & TI == 0 and i >= Xen2003.RESERVED and i < Xen2003.RESERVED_END
-            and dpl_of(q) == 0 and not is_conforming(q))
+    """Whatever a selector of a guest finds in its GDT and its LDT is legal, or one of Xen's own of ring 0, where Xen has them; on
+    x86-64 Xen has pages of its own, of which a guest has none."""
+    q = found(s, d, sel)
+    if s.profile.guest_end == 0:
+        return is_safe(s, q) and (sel & TI != 0 or sel >> 3 < Xen417.RESERVED or not has_page(s, d, sel))
+    return is_safe(s, q) or is_closed(sel, q)
 
 
 @predicate
@@ -155,13 +170,14 @@ def can_load(q: int, sel: int, ring: int) -> bool:
     return is_readable(q) and (is_conforming(q) or (sel & RPL <= dpl_of(q) and ring <= dpl_of(q)))
 
 
-@theorem("RING-13", keys=("dom", "index", "index"), source="SOSP'03 §3.1; SDM 3A §5.5-5.8")
+@theorem("RING-13", keys=("dom", "selector", "index"), source="SOSP'03 §3.1; SDM 3A §5.5-5.8")
 def every_segment_that_a_guest_can_load_is_its_own(s: State, d: DomId, sel: int, ring: int) -> bool:
-    """Every segment that a guest can load, jump to, call or return to, in any ring, is outside ring 0 and ends below Xen."""
-    if s.profile.guest_end == 0 or not is_guest_ring(ring):
+    """Every segment that a guest can load, jump to, call or return to, in any ring, is outside ring 0 and ends below Xen; on
+    x86-64 it is of ring 3, as is the guest."""
+    if not is_ring_of(s, ring):
         return True
     q = found(s, d, sel)
-    return not can_load(q, sel, ring) or is_below_xen(s, q)
+    return not can_load(q, sel, ring) or is_guests(s, q)
 
 
 @predicate
@@ -170,22 +186,26 @@ def is_entered(q: int, ring: int) -> bool:
     return is_code(q) and q & PRESENT != 0 and dpl_of(q) <= ring
 
 
-@theorem("RING-14", keys=("dom", "index", "index"), source="SOSP'03 §3.1; SDM 3A §5.8.3")
+@theorem("RING-14", keys=("dom", "selector", "index"), source="SOSP'03 §3.1; SDM 3A §5.8.3")
 def every_gate_that_a_guest_can_use_leads_to_a_guest(s: State, d: DomId, sel: int, ring: int) -> bool:
-    """Whatever else than a segment a guest can use in its tables is a call gate, never a task, and leads to code of a guest's."""
+    """Whatever else than a segment a guest can use in its tables is a call gate, never a task, and leads to code of a guest's; on
+    x86-64 it can use nothing."""
     q = found(s, d, sel)
-    if s.profile.guest_end == 0 or not is_guest_ring(ring) or q & SEGMENT != 0 or q & PRESENT == 0:
+    if not is_ring_of(s, ring) or q & SEGMENT != 0 or q & PRESENT == 0 or not transfers.may_use(q, sel, ring):
         return True
-    if not transfers.may_use(q, sel, ring):
-        return True
+    if s.profile.guest_end == 0:
+        return type_of(q) == 0
     to = found(s, d, gate_selector(q))
     return is_call_gate(q) and (not is_entered(to, ring) or is_below_xen(s, to))
 
 
-@theorem("RING-15", keys=("dom", "index", "index"), source="SOSP'03 §3.2.2; xen-2003.md §7")
+@theorem("RING-15", keys=("dom", "vector", "index"), source="SOSP'03 §3.2.2; xen-2003.md §7")
 def every_handler_is_a_guests(s: State, d: DomId, v: Index, ring: int) -> bool:
-    """Whatever a handler's selector finds when it is entered from a guest's ring, through Xen or past it, is a guest's code."""
-    if s.profile.guest_end == 0 or not is_guest_ring(ring):
+    """Whatever a handler's selector finds when it is entered from a guest's ring, through Xen or past it, is a guest's code; on
+    x86-64 the selector is one of ring 3."""
+    if s.profile.guest_end == 0:
+        return s.trap_cs[d, v] == 0 or s.trap_cs[d, v] & RPL == 3
+    if not is_guest_ring(ring):
         return True
     q = found(s, d, s.trap_cs[d, v])
     return s.trap_cs[d, v] == 0 or not is_entered(q, ring) or is_below_xen(s, q)
@@ -193,13 +213,16 @@ def every_handler_is_a_guests(s: State, d: DomId, v: Index, ring: int) -> bool:
 
 @theorem("RING-16", keys=("dom", "index"), source="xen-2003.md §1, §5.1 (W-26)")
 def xens_descriptors_are_always_in_force(s: State, d: DomId, i: Index) -> bool:
-    """While a guest runs, Xen's own descriptors are in the GDT, so that every gate of the IDT leads to Xen."""
-    if s.profile.guest_end == 0 or s.segment[d, Index(CS)] == 0 or i < Xen2003.RESERVED or i >= Xen2003.RESERVED_END:
+    """While a guest runs, Xen's own descriptors are in the GDT, where the gates of the IDT look for them; on x86-64 their pages
+    are never a guest's."""
+    if s.profile.guest_end == 0:
+        return i < Xen417.RESERVED or i >= Xen2003.MAX_GDT or not has_page(s, d, i << 3)
+    if s.segment[d, Index(CS)] == 0 or i < Xen2003.RESERVED or i >= Xen2003.RESERVED_END:
         return True
     return found(s, d, i << 3) | ACCESSED == xens_descriptor(s, i) | ACCESSED
 
 
-@theorem("RING-17", keys=("dom", "tag", "dom", "index"), source="SOSP'03 §3.1, §3.3.3")
+@theorem("RING-17", keys=("dom", "tag", "dom", "page"), source="SOSP'03 §3.1, §3.3.3")
 def no_translation_writes_a_descriptor(s: State, d: DomId, tag: Tag, e: DomId, n: Index) -> bool:
     """No cached translation, however stale, of any domain writes a page of a GDT or an LDT that is in force, of any domain."""
     if not is_live(s, d, tag) or s.tlb[d, tag] & RW == 0:
@@ -222,3 +245,29 @@ def what_a_checked_table_offers_is_a_guests(s: State, g: Mfn, i: Index, ring: in
     if s.profile.guest_end == 0:
         return type_of(q) == 0 or dpl_of(q) < ring
     return is_call_gate(q)
+
+
+FLAT_CODE: Final = Xen2003.DESCRIPTORS[Xen2003.XEN_CS >> 3] | ACCESSED
+FLAT_STACK: Final = Xen2003.DESCRIPTORS[Xen2003.XEN_DS >> 3] | ACCESSED
+
+
+@theorem("RING-19", keys=("dom", "vector", "word", "bool"), source="SOSP'03 §3.2.2; xen-2003.md §7.2, §7.4")
+def every_trap_gets_to_xen(s: State, d: DomId, v: Index, esp: int, code: bool) -> bool:
+    """Whatever interrupts a guest that runs gets to Xen's code on Xen's stack (at `esp`), with an error code or without; but for
+    the fast trap, of a vector that is neither the processor's nor Xen's, which gets to code of a guest's, if anywhere."""
+    if s.profile.guest_end == 0 or s.segment[d, Index(CS)] == 0 or v == DF or esp & 3 != 0:
+        return True
+    ring, gate = ring_of(s, d), gate_of(s, d, v)
+    if v != 0 and v == s.fast_trap[d]:
+        q = found(s, d, gate_selector(gate))
+        return is_fast(v) and (not is_entered(q, ring) or is_below_xen(s, q))
+    cs, ss = found(s, d, Xen2003.XEN_CS), found(s, d, Xen2003.XEN_DS)
+    if cs | ACCESSED != FLAT_CODE or ss | ACCESSED != FLAT_STACK:
+        return False
+    tss = tss_of(s, d, 0)._replace(esp0=esp)
+    try:
+        new = interrupt(registers(s, d, 0, 0, 0), lambda sel: FLAT_CODE if sel == Xen2003.XEN_CS else FLAT_STACK, tss, gate, v,
+                        False, (0,) if code else ()).registers
+    except Fault:
+        return False
+    return new.cs == (Xen2003.XEN_CS, FLAT_CODE) and new.ss == (Xen2003.XEN_DS, FLAT_STACK)

@@ -8,19 +8,38 @@ from array import array
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from spec.vocabulary import Action, Execute, Hypercall, Load, Outcome, Store
+from spec.abi import Xen417
+from spec.vocabulary import (
+    SEGMENT_REGISTERS,
+    Action,
+    Execute,
+    Hypercall,
+    Load,
+    LoadSegment,
+    Outcome,
+    Return,
+    Store,
+    SystemCall,
+    Transfer,
+    code_of_64,
+    code_words_64,
+)
 
-LOAD, STORE, EXECUTE, HYPERCALL, REPEAT, FILL, COPY, WAIT, TURN = range(9)
+LOAD, STORE, EXECUTE, HYPERCALL, REPEAT, FILL, COPY, WAIT, TURN, TRANSFER = range(10)
+LOAD_SEGMENT: Final = 10
+REGISTER: Final = 16
 USER: Final = 0x100
 GROUPS: Final = 16
 
-RESULT: Final = struct.Struct("<QQiIII")
+RESULT: Final = struct.Struct("<QQiIIIQQ6HI")
 RESULT_SIZE: Final = RESULT.size
 
 ONES: Final = (1 << 64) - 1
 NO_FAULT: Final = -1
 NO_EXECUTOR: Final = -2                     # the user root does not lead to the executor, so no application could be entered
 NO_OPERATION: Final = -3                    # not an operation: the rest of the batch is lost
+LANDED: Final = -4                          # of a control transfer: the registers at the next instruction are in the result
+NO_CALL: Final = 63                         # in RAX of a system call: the number of no hypercall
 
 
 class Result(NamedTuple):
@@ -30,6 +49,10 @@ class Result(NamedTuple):
     vector: int
     error: int
     stored: int
+    flags: int = 0
+    rip: int = 0
+    rsp: int = 0
+    selectors: tuple[int, ...] = ()         # CS, SS, DS, ES, FS, GS
 
 
 class Batch:
@@ -72,10 +95,29 @@ class Batch:
         """Call the far return at `va`."""
         return self._add(EXECUTE | USER * user, va)
 
+    def load_segment(self, register: str, selector: int, user: bool = False) -> int:
+        """Load a segment register, and then what was in it."""
+        return self._add(LOAD_SEGMENT | USER * user | SEGMENT_REGISTERS[register] << REGISTER, selector)
+
     def hypercall(self, nr: int, args: Sequence[int] = (), data: Sequence[tuple[int, Sequence[int]]] = ()) -> int:
         """Store the words of `data`, then make hypercall `nr`."""
         self._words.extend((HYPERCALL | len(data) << GROUPS, nr, *args, *(0,) * (6 - len(args))))
         for address, words in data:
+            self._words.append(address)
+            self._words.append(len(words))
+            self._words.extend(words)
+        self._count += 1
+        return self._count - 1
+
+    def transfer(self, action: Transfer) -> int:
+        """Store the words of `data` and the code, then run with the context's registers up to a landing pad."""
+        at = action.at
+        behind = Xen417.PADS + Xen417.PAD * (Xen417.BEHIND_USER_PAD if at.cs & 3 == 3 else Xen417.BEHIND_PAD)
+        rax = Xen417.IRET if isinstance(action, Return) else NO_CALL if isinstance(action, SystemCall) else 0
+        groups = (*action.data, (at.eip, code_words_64(action, behind)))
+        self._words.extend((TRANSFER | len(groups) << GROUPS, at.eip, at.cs | at.ss << 16 | at.ds << 32 | at.es << 48,
+                            at.fs | at.gs << 16, at.eflags, at.esp, rax, at.eip + len(code_of_64(action)) & ONES))
+        for address, words in groups:
             self._words.append(address)
             self._words.append(len(words))
             self._words.extend(words)
@@ -112,6 +154,10 @@ class Batch:
             return self.load(action.va, action.user)
         if isinstance(action, Execute):
             return self.execute(action.va, action.user)
+        if isinstance(action, LoadSegment):
+            return self.load_segment(action.register, action.selector, action.user)
+        if isinstance(action, Transfer):
+            return self.transfer(action)
         raise ValueError(f"not an action of a machine of 64 bits: {action!r}")
 
     def actions(self, actions: Iterable[Action]) -> None:
@@ -122,23 +168,32 @@ class Batch:
 
 def result(results: memoryview | bytes, index: int) -> Result:
     """One result of a batch."""
-    return Result._make(RESULT.unpack_from(results, index * RESULT_SIZE)[:5])
+    value, address, vector, error, stored, flags, rip, rsp, *selectors, _ = RESULT.unpack_from(results, index * RESULT_SIZE)
+    return Result(value, address, vector, error, stored, flags, rip, rsp, tuple(selectors))
 
 
 def answer(outcome: Outcome) -> bytes:
     """The result with which the executor says that an action ends so, if it stored no words first."""
-    return RESULT.pack(outcome.value & ONES, outcome.address, outcome.vector, outcome.error, 0, 0)
+    return RESULT.pack(outcome.value & ONES, outcome.address, outcome.vector, outcome.error, *(0,) * 11)
 
 
 def outcomes(actions: Sequence[Action], results: memoryview | bytes) -> list[Outcome]:
     """The outcomes of a batch of actions; `chose` is left empty."""
     found = []
-    for action, (value, address, vector, error, _stored, _spare) in zip(actions, RESULT.iter_unpack(results), strict=True):
+    for action, row in zip(actions, RESULT.iter_unpack(results), strict=True):
+        value, address, vector, error = row[:4]
         if vector >= 0:
             found.append(Outcome(0, vector, error, address))
+        elif vector == LANDED:
+            found.append(landed(row))
         elif isinstance(action, Hypercall):
             found.append(Outcome(value - (value >> 63 << 64)))
         else:
             found.append(Outcome(value))
     return found
 
+
+def landed(row: tuple[int, ...]) -> Outcome:
+    """The outcome of a control transfer, its registers in the order of `Context`."""
+    value, address, _, _, _, flags, rip, rsp, cs, ss, ds, es, fs, gs, _ = row
+    return Outcome(value, address=address, landing=(cs, rip, flags, rsp, ss, ds, es, fs, gs))

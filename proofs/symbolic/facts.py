@@ -31,10 +31,10 @@ class Keys:
         self.touch(touched)
 
     def add(self, kinds: Kinds, key: Key) -> None:
-        """One key; the frame of a word counts as touched, too."""
+        """One key; the frame of a word and the domain of a register count as touched, too."""
         self.by_kinds.setdefault(kinds, {}).setdefault(key)
-        if kinds == ("frame", "index"):
-            self.add(("frame",), key[:1])
+        if kinds in (("frame", "index"), ("dom", "reg")):
+            self.add(kinds[:1], key[:1])
 
     def touch(self, touched: Iterable[tuple[str, Key]]) -> None:
         """Keys of maps."""

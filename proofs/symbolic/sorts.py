@@ -29,7 +29,7 @@ def widths(profile: Profile) -> dict[str, int]:
     """Bits of each kind of key and value that is a word."""
     frame, word = profile.mfn_mask.bit_length(), profile.word_bits
     return {"frame": frame, "word": word, "vaddr": word, "pfn": word, "tag": word - 11, "dom": 16, "type": 8, "index": 16,
-            "cpu": 4, "desc": 64}
+            "cpu": 4, "desc": 64, "page": 8, "reg": 4, "selector": 16, "vector": 16}
 
 
 class Sorts:

@@ -3,11 +3,8 @@
 A gate has 16 bytes: `gate` are the lower eight, `upper` the others.  Whatever is interrupted, the handler is 64-bit code, and
 finds SS and RSP on its stack, too.
 """
-from typing import NamedTuple
-
-from spec.abi import GP, NP, SS, TS
+from spec.abi import GP, NP
 from spec.kernel import predicate
-from spec.profile import X86_64
 from spec.x86.descriptors import (
     INTERRUPT_GATE,
     PRESENT,
@@ -21,33 +18,30 @@ from spec.x86.descriptors import (
     is_null,
     is_system,
 )
-from spec.x86.flags import NT, handled, returned
+from spec.x86.exceptions import is_fault
+from spec.x86.flags import ALL, NT, RF, handled, returned
 from spec.x86.interrupts import IDT
 from spec.x86.long_mode import (
     MASK,
+    Tss64,
+    check_below,
     check_popped,
     check_target,
+    in_inner,
     is_64,
     is_unknown_code,
     kept_64,
+    new_stack,
     on_stack,
     raised,
     return_stack_64,
     return_target_64,
     top,
 )
-from spec.x86.paging import Fault, is_canonical
+from spec.x86.paging import Fault
 from spec.x86.segments import Registers, Segment, Table, cpl_of
 from spec.x86.stacks import Transfer
 from spec.x86.transfers import Read, code_segment
-
-
-class Tss64(NamedTuple):
-    """A 64-bit task state segment: stacks of the inner rings, and those that gates name (from number 1)."""
-    selector: int
-    limit: int
-    rsp: tuple[int, int, int]
-    ist: tuple[int, int, int, int, int, int, int]
 
 
 @predicate
@@ -56,24 +50,18 @@ def ist_of(gate: int) -> int:
     return gate >> 32 & 7
 
 
-@predicate
-def stack_slot(ring: int, ist: int) -> int:
-    """Where RSP lies in the TSS."""
-    return ring * 8 + 4 if ist == 0 else ist * 8 + 28
-
-
-@predicate
-def stack_in(tss: Tss64, ring: int, ist: int) -> int:
-    """RSP for a handler that needs a stack."""
-    for n, rsp in enumerate(tss.ist, 1):
-        if ist == n:
-            return rsp
-    if ring == 0:
-        return tss.rsp[0]
-    return tss.rsp[1] if ring == 1 else tss.rsp[2]
-
-
 # --- in ----------------------------------------------------------------------------------------------------------------------
+
+def software_interrupt_64(r: Registers, table: Table, tss: Tss64, gate: int, upper: int, vector: int) -> Transfer:
+    """INT n, INT3: only through a gate that is open to the ring; `r.eip` is the next instruction's."""
+    return interrupt_64(r._replace(eflags=r.eflags & (ALL ^ RF)), table, tss, gate, upper, vector, True)
+
+
+def exception_64(r: Registers, table: Table, tss: Tss64, gate: int, upper: int, vector: int, code: tuple[int, ...]) -> Transfer:
+    """An exception; `r` is what its handler is to return to, `code` its error code or nothing (see has_error_code)."""
+    resumed = r._replace(eflags=r.eflags | RF) if is_fault(vector) else r
+    return interrupt_64(resumed, table, tss, gate, upper, vector, False, code)
+
 
 def interrupt_64(r: Registers, table: Table, tss: Tss64, gate: int, upper: int, vector: int, software: bool,
                  code: tuple[int, ...] = ()) -> Transfer:
@@ -90,17 +78,17 @@ def interrupt_64(r: Registers, table: Table, tss: Tss64, gate: int, upper: int, 
         raise Fault(NP, entry | ext)
     cs = handler_segment(table, gate_selector(gate), cpl_of(r), ext)
     # step 4: the stack: its own, or what the TSS has
-    rsp = handler_stack(r, tss, cs.selector & RPL, ist_of(gate), ext)
+    ring = cs.selector & RPL
+    rsp = handler_stack(r, tss, ring, ist_of(gate), ext)
     words = (r.ss.selector, r.esp, r.eflags, r.cs.selector, r.eip, *code)
-    check_stack(rsp, len(words), ext)
+    check_below(rsp, len(words), 8, ext)
     # step 5: the handler is at a canonical address
     address = gate_offset(gate) | (upper & 0xFFFFFFFF) << 32
     check_target(cs.q, address, ext)
     pushed = tuple(((rsp - 8 * n) & MASK, word) for n, word in enumerate(words, 1))
-    ring = cs.selector & RPL
-    ss = r.ss if ring == cpl_of(r) else Segment(ring, 0)
-    eflags = handled(r.eflags, is_system(gate, INTERRUPT_GATE))
-    return Transfer(r._replace(cs=cs, ss=ss, eip=address, esp=(rsp - 8 * len(words)) & MASK, eflags=eflags), pushed, 8)
+    inside = r._replace(cs=cs, ss=in_inner(r.ss, ring, cpl_of(r)), eip=address, esp=(rsp - 8 * len(words)) & MASK,
+                        eflags=handled(r.eflags, is_system(gate, INTERRUPT_GATE)))
+    return Transfer(inside, pushed, 8)
 
 
 def handler_segment(table: Table, selector: int, cpl: int, ext: int) -> Segment:
@@ -120,18 +108,8 @@ def handler_segment(table: Table, selector: int, cpl: int, ext: int) -> Segment:
 
 def handler_stack(r: Registers, tss: Tss64, ring: int, ist: int, ext: int) -> int:
     """RSP of a handler before anything is pushed: a multiple of 16."""
-    if ring == cpl_of(r) and ist == 0:
-        return r.esp & (MASK ^ 15)
-    if stack_slot(ring, ist) + 7 > tss.limit:
-        raise Fault(TS, error_code(tss.selector) | ext)
-    return stack_in(tss, ring, ist) & (MASK ^ 15)
-
-
-def check_stack(rsp: int, words: int, ext: int) -> None:
-    """All words of a frame are at canonical addresses."""
-    for n in range(1, words + 1):
-        if not is_canonical(X86_64, (rsp - 8 * n) & MASK):
-            raise Fault(SS, ext)
+    rsp = r.esp if ring == cpl_of(r) and ist == 0 else new_stack(tss, ring, ist, ext)
+    return rsp & (MASK ^ 15)
 
 
 # --- IRET --------------------------------------------------------------------------------------------------------------------

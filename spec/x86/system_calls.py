@@ -8,8 +8,9 @@ from spec.abi import GP, UD
 from spec.profile import X86_64
 from spec.x86.descriptors import ACCESSED, BIG, DPL_SHIFT, GRANULAR, LONG, PRESENT, SEGMENT, TYPE_SHIFT, with_rpl
 from spec.x86.flags import ALL, RF
-from spec.x86.long_mode import is_64
+from spec.x86.long_mode import check_base, is_64
 from spec.x86.paging import Fault, is_canonical
+from spec.x86.privilege import check_ring_0
 from spec.x86.segments import Registers, Segment, cpl_of
 
 FLAT: Final = 0xF00000000FFFF | SEGMENT | PRESENT | GRANULAR | ACCESSED
@@ -27,6 +28,11 @@ class Msrs(NamedTuple):
     mask: int                               # flags that SYSCALL clears
     enabled: bool
     from_32: bool                           # AMD: SYSCALL also works in compatibility mode
+
+
+STAR, LSTAR, CSTAR, SFMASK, FS_BASE, GS_BASE, KERNEL_GS_BASE = 0xC0000081, 0xC0000082, 0xC0000083, 0xC0000084, \
+    0xC0000100, 0xC0000101, 0xC0000102
+ADDRESSES: Final = (LSTAR, CSTAR, FS_BASE, GS_BASE, KERNEL_GS_BASE)
 
 
 class SystemCall(NamedTuple):
@@ -50,7 +56,7 @@ def system_call(r: Registers, msrs: Msrs) -> SystemCall:
     selector = msrs.star >> 32 & 0xFFFC
     entry = msrs.lstar if is_64(r.cs.q) else msrs.cstar
     inside = r._replace(cs=flat(selector, CODE_64, 0), ss=Segment((selector + 8) & 0xFFFF, STACK), eip=entry,
-                        eflags=eflags & (ALL ^ (msrs.mask & ALL)))
+                        eflags=eflags & (ALL ^ (msrs.mask & ALL)) | 2)
     return SystemCall(inside, r.eip, eflags)
 
 
@@ -65,3 +71,15 @@ def system_return(r: Registers, msrs: Msrs, rcx: int, r11: int, wide: bool) -> R
     base = msrs.star >> 48 & 0xFFFF
     return r._replace(cs=flat(base + 16 if wide else base, CODE_64 if wide else CODE_32, 3), ss=flat(base + 8, STACK, 3),
                       eip=rcx if wide else rcx & 0xFFFFFFFF, eflags=(r11 & RETURNED) | 2)
+
+
+def write_msr(cpl: int, register: int, value: int) -> int:
+    """WRMSR to one of the registers above: what it stores."""
+    # step 1: by ring 0
+    check_ring_0(cpl)
+    # step 2: addresses are canonical (on AMD's processors CSTAR, too); the mask has 32 bits
+    if register in ADDRESSES:
+        return check_base(value)
+    if register == SFMASK and value >> 32 != 0:
+        raise Fault(GP, 0)
+    return value

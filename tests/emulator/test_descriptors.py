@@ -55,7 +55,7 @@ def window(target):
 
 
 def gate_of(target, vector):
-    low, high = ram(target, layout.IDT_FRAME, 8 * vector, 2)
+    low, high = ram(target, layout.IDT_FRAME, layout.GUEST_IDT_OFFSET + 8 * vector, 2)
     return high << 32 | low
 
 

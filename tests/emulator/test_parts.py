@@ -15,6 +15,7 @@ from emulator.assembler import assemble
 from emulator.boot import boot
 from emulator.errors import HarnessError
 from emulator.pool import Pool
+from emulator.ways import Ways, assembled
 from tests.emulator.guest import setup_of
 
 
@@ -96,12 +97,15 @@ end:
 """, {"WORD": 0x1234})
     assert code.hex(" ") == "90 74 fd e9 05 00 00 00 a1 34 12 00 00"
     assert labels == {"start": 0, "end": 13}
+    code, labels = assemble("start:\n 90 | nop\nend:\n 68 =@end | push end\n eb >start | jmp start", base=0x1000)
+    assert code.hex(" ") == "90 68 01 10 00 00 eb f8"
+    assert labels == {"start": 0x1000, "end": 0x1001}
     with pytest.raises(HarnessError, match="not a line"):
         assemble("mov eax, ebx")
 
 
 @pytest.mark.skipif(not shutil.which("objdump"), reason="needs objdump")
-@pytest.mark.parametrize("code", [stubs.LOOP, stubs.RING0])
+@pytest.mark.parametrize("code", [stubs.LOOP, stubs.RING0, assembled(Ways().listing())[0]])
 def test_the_listings_are_machine_code(tmp_path, code):
     """Each instruction ends where its line ends: the disassembly covers the code and holds nothing unknown."""
     binary = tmp_path / "code"
@@ -116,7 +120,9 @@ def test_the_layout_holds_together():
     assert layout.xen_frames(1200) == layout.M2P_FRAME + 2
     assert layout.xen_frames(layout.MAX_FRAMES) == layout.M2P_FRAME + 1024
     assert len(stubs.LOOP) <= 4096
-    assert len(stubs.RING0) <= 4096
+    assert len(stubs.RING0) <= layout.WAYS_OFFSET
+    assert layout.WAYS_OFFSET + len(assembled(Ways().listing())[0]) <= 4096
+    assert layout.GUEST_IDT_OFFSET + 8 * layout.GUEST_IDT_ENTRIES <= 4096
     assert len(layout.xen_slots()) == 16
     assert layout.xen_slots()[12] == 0x63
     assert not any(entry & 4 for entry in layout.m2p_l1(1200))

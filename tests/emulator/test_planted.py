@@ -2,13 +2,18 @@
 import pytest
 
 from emulator.audit import recount
+from emulator.delivery import Delivery
 from emulator.descriptors import Descriptors
+from emulator.guests import GuestRun
 from emulator.hypervisor import Hypervisor
 from emulator.machine import Machine
 from emulator.planted import PLANTS, planted
+from emulator.present import Present
 from emulator.traps import Traps
+from emulator.ways import Ways
 from oracle.cite import historic_bugs
 from spec.abi import Xen2003
+from spec.vocabulary import Access, Context, FarTransfer, Interrupt, Privileged
 from tests.emulator.guest import LIST, PTE, SETUP, Guest, gate, request, segment, setup_of, visible
 
 Z, G, O = (Guest(SETUP, d) for d in range(3))       # domain 0, a guest, and another  # noqa: E741
@@ -50,6 +55,44 @@ def with_ldt(guest):
     """An LDT of 8 entries; one of them can be loaded."""
     return guest.set_descriptor(guest.frame(A), 1, segment()), *guest.read_only(A), guest.set_ldt(A, 8)
 
+
+CODE, STACK, KERNEL_STACK = 5, 6, 7                 # pages
+CALLS = Xen2003.SET_CALLBACKS, Xen2003.RING1_CS, 0x50, Xen2003.RING1_CS, 0x60
+
+
+def kernel(guest=G, **others):
+    """A context in ring 1."""
+    return Context(Xen2003.RING1_CS, guest.va(CODE), others.pop("eflags", 0x202), others.pop("esp", guest.va(STACK + 1)),
+                   others.pop("ss", Xen2003.RING1_DS), **others)
+
+
+def application(guest=G):
+    """A context in ring 3."""
+    return Context(Xen2003.RING3_CS, guest.va(CODE), 0x202, guest.va(STACK + 1), Xen2003.RING3_DS)
+
+
+def in_kernel(instruction, data=(), **others):
+    return Privileged(1, kernel(**others), instruction, data)
+
+
+def with_application(guest=G):
+    """Its pages."""
+    return [guest.map(page, guest.frame(page) << 12 | 0x67) for page in (CODE, STACK)]
+
+
+def with_stack(guest=G):
+    """And a stack for the kernel."""
+    return [*with_application(guest), guest.call(Xen2003.STACK_SWITCH, Xen2003.RING1_DS, guest.va(KERNEL_STACK + 1))]
+
+
+def events(raised, mask, guest=G):
+    """Words of shared_info."""
+    return ((guest.va(guest.pages), (raised, mask)),)
+
+
+FAST = [G.set_traps((0x80, 1, 0x819, 5)), G.call(Xen2003.SET_FAST_TRAP, 0x80)]
+CODE_IN_LDT = [G.set_descriptor(G.frame(A), 1, segment(0x1B, pages=0xFC400)), *G.read_only(A), G.set_ldt(A, 8)]
+JUMP_THERE = FarTransfer(1, kernel(), "jmp", 0xD, G.va(30))
 
 DETECT = {
     "owner-unasked-read-only": [entry(G, SLOT, O.frame(5) << 12 | RO)],
@@ -158,6 +201,44 @@ DETECT = {
     "fast-trap-masks-nothing": [G.set_traps((0x80, 4, 0x819, 5)), G.call(Xen2003.SET_FAST_TRAP, 0x80)],
     "breakpoint-in-xen": [G.call(Xen2003.SET_DEBUGREG, 0, 0xFC400000)],
     "debug-registers-guarded": [G.call(Xen2003.SET_DEBUGREG, 7, 0x2000)],
+    "frame-words-swapped": [in_kernel("hlt")],
+    "frame-on-the-interrupted-stack": [*with_application(), Privileged(1, application(), "hlt")],
+    "frame-beyond-the-limit": [G.set_descriptor(G.frame(A), 1, segment(pages=0xC0006)), *G.read_only(A), G.set_gdt(G.frame(A)),
+                               in_kernel("hlt", ss=9)],
+    "frame-without-the-upper-stack": [*with_stack(), Privileged(1, application(), "hlt")],
+    "handler-with-tf": [in_kernel("hlt", eflags=0x302)],
+    "handler-with-nt": [in_kernel("hlt", eflags=0x4202)],
+    "fault-address-missing": [Access(1, kernel(ds=0x821), 0x1000)],
+    "fault-address-twice": [Access(1, kernel(ds=0x821), 0x1000)],
+    "unwritable-stack-not-killing": [in_kernel("hlt", esp=0x1000)],
+    "error-code-always": [in_kernel("ud2")],
+    "error-code-missing": [in_kernel("hlt")],
+    "failsafe-words-in-wrong-order": [G.call(*CALLS), in_kernel("nop", ds=0x1235)],
+    "failsafe-with-a-segment": [G.call(*CALLS), in_kernel("nop", ds=0x1235)],
+    "failsafe-never": [G.call(*CALLS), in_kernel("nop", ds=0x1235)],
+    "failsafe-at-the-event-callback": [G.call(*CALLS), in_kernel("nop", ds=0x1235)],
+    "data-segment-not-restored": [in_kernel("nop", ds=0x821)],
+    "event-mask-not-cleared": [G.call(*CALLS), in_kernel("nop", events(1, 0x80000001))],
+    "delivered-events-stay-selected": [G.call(*CALLS), in_kernel("nop", events(1, 0x80000001))],
+    "events-though-masked": [G.call(*CALLS), in_kernel("nop", events(1, 1))],
+    "events-not-selected": [G.call(*CALLS), in_kernel("nop", events(1, 0x80000002))],
+    "event-test-of-the-last-domain": [O.call(*CALLS), in_kernel("nop"), Privileged(2, kernel(O), "nop", events(1, 0x80000001, O))],
+    "int-dpl-unchecked": [*with_stack(), Interrupt(1, application(), 0x30)],
+    "int-not-skipped": [G.set_traps((0x30, 1, 0x819, 5)), Interrupt(1, kernel(), 0x30)],
+    "int-of-an-exception": [*with_stack(), Interrupt(1, application(), 6)],
+    "breakpoint-kept-from-applications": [*with_stack(), Privileged(1, application(), "int3")],
+    "handler-masks-nothing": [G.set_traps((13, 4, 0x819, 5)), in_kernel("hlt", events(0, 0x80000000))],
+    "ldt-fault-bounced": [*CODE_IN_LDT, G.unmap(A), *G.read_only(A), JUMP_THERE],
+    "ldt-fault-by-the-guests-address": [*CODE_IN_LDT, G.unmap(A), JUMP_THERE],
+    "single-step-masks-events": [G.set_traps((1, 4, 0x819, 5)), in_kernel("nop", events(0, 0x80000000), eflags=0x302)],
+    "single-step-untold": [in_kernel("nop", eflags=0x302), G.call(Xen2003.GET_DEBUGREG, 6)],
+    "fpu-trap-again": [G.call(Xen2003.FPU_TASKSWITCH), in_kernel("fpu"), in_kernel("fpu")],
+    "fpu-trap-lost": [G.call(Xen2003.FPU_TASKSWITCH), in_kernel("fpu")],
+    "privileged-instruction-skipped": [in_kernel("hlt")],
+    "fast-trap-of-the-last-domain": [*FAST, Interrupt(2, kernel(O), 0x80)],
+    "fast-trap-for-all": [*FAST, *with_stack(), Interrupt(1, application(), 0x80)],
+    "fast-trap-masks-interrupts": [*FAST, Interrupt(1, kernel(), 0x80)],
+    "kernel-stack-of-the-last-domain": [*with_stack(), *with_application(O), Privileged(2, application(O), "hlt")],
     "decrease-undone-by-an-error": [G.unmap(30), G.decrease(F, 0), G.increase(1)],
 }
 
@@ -205,7 +286,7 @@ def test_the_real_bugs_that_they_are_like_can_be_cited():
 def test_afterwards_the_classes_are_as_they_were(only_target):
     only_target.reset(SETUP)
     def now():
-        return [dict(vars(each)) for each in (Hypervisor, Machine, Descriptors, Traps)]
+        return [dict(vars(each)) for each in (Hypervisor, Machine, Descriptors, Traps, Ways, Delivery, Present, GuestRun)]
     before = now()
     for name in PLANTS:
         with planted(only_target, name):

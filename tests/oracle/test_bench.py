@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from oracle import bench, bench_real
 from oracle.cli import app
-from oracle.targets import HarnessError, ModelTarget, Target, default_setup
+from oracle.targets import HarnessError, ModelTarget, Target, default_setup, entry_costs
 from spec.vocabulary import Hypercall
 
 
@@ -61,3 +61,16 @@ def test_without_the_real_xen_it_says_so_loudly(monkeypatch: pytest.MonkeyPatch,
     assert "make real-xen" in summary["missing"]
     assert len(summary["rows"]) == 1
     assert CliRunner().invoke(app, ["bench", "--target", "xen"]).exit_code == 2
+
+
+def test_ways_into_a_kernel_are_held_against_the_fastest() -> None:
+    """The application's INT, and IRET, are all that a fast system call needs; through Xen there is more to do."""
+    costs = entry_costs()
+    assert list(costs) == ["fast system call", "system call through Xen", "bounced page fault"]
+    assert [c.instructions for c in costs.values()] == [2, 1, 3]
+    stubs = [c.xens for c in costs.values()]
+    assert stubs[0] == 0 < 30 < stubs[1] < stubs[2]
+    rows = bench.entry_rows(costs)
+    assert [row.name for row in rows[:2]] == ["fast system call: guest and Xen's stubs", "fast system call: time"]
+    assert {row.ratio_to for row in rows} == {"fast system call"}
+    assert rows[0].ratio == rows[1].ratio == 1

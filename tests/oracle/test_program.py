@@ -16,16 +16,25 @@ from oracle.schema import ProgramError, schema, validator
 from spec.abi import L1, L2, WRITABLE
 from spec.vocabulary import (
     FREE_FRAME,
+    KILLED,
+    PRIVILEGED,
     SEGMENT_REGISTERS,
+    Access,
+    Context,
     DomainSetup,
     Execute,
+    FarTransfer,
     Hypercall,
+    Interrupt,
     Load,
     LoadSegment,
     Observation,
     Outcome,
+    Privileged,
+    Return,
     Setup,
     Store,
+    SystemCall,
     pack_frame,
 )
 
@@ -41,11 +50,24 @@ def words(setup: Setup) -> st.SearchStrategy[int]:
 
 
 @st.composite
+def transfers(draw: st.DrawFn, setup: Setup, dom: int) -> Any:
+    """Any control transfer."""
+    word, selector = words(setup), st.integers(0, 0xFFFF)
+    at = Context(draw(selector), draw(word), draw(word), draw(word), *(draw(selector) for _ in range(5)))
+    data = ((0x1000, (draw(word),)),) if draw(st.booleans()) else ()
+    return draw(st.sampled_from([
+        FarTransfer(dom, at, "ret", 0, 0, data), FarTransfer(dom, at, "jmp", draw(selector), draw(word), data),
+        Interrupt(dom, at, draw(st.integers(0, 255)), data), Return(dom, at, data),
+        Access(dom, at, draw(word), draw(st.booleans()), data), Privileged(dom, at, draw(st.sampled_from(list(PRIVILEGED))), data),
+        FarTransfer(dom, at, "call", 1, 0, data) if setup is SETUP else SystemCall(dom, at, data)]))
+
+
+@st.composite
 def actions(draw: st.DrawFn, setup: Setup) -> Any:
     """Any action of a domain of the setup."""
     dom, word = draw(st.sampled_from([d.domid for d in setup.domains])), words(setup)
     size = 4 if setup is SETUP else 8
-    match draw(st.sampled_from("hlsxg" if setup is SETUP else "hlsx")):
+    match draw(st.sampled_from("hlsxgtttt" if setup is SETUP else "hlsxtttt")):
         case "h":
             places = st.tuples(word, st.integers(0, 4096 // size - 4)).map(lambda p: (p[0] & ~0xFFF) + p[1] * size)
             data = draw(st.lists(st.tuples(places, st.lists(word, min_size=1, max_size=4).map(tuple)), max_size=3).map(tuple))
@@ -57,6 +79,8 @@ def actions(draw: st.DrawFn, setup: Setup) -> Any:
         case "g":
             register = draw(st.sampled_from(list(SEGMENT_REGISTERS)))
             return LoadSegment(dom, register, draw(st.integers(0, 0xFFFF)), draw(st.booleans()))
+        case "t":
+            return draw(transfers(setup, dom))
         case _:
             return Execute(dom, draw(word), draw(st.booleans()))
 
@@ -64,7 +88,9 @@ def actions(draw: st.DrawFn, setup: Setup) -> Any:
 def outcomes(setup: Setup) -> st.SearchStrategy[Outcome]:
     """Any outcome."""
     chose = st.lists(st.integers(0, setup.frames - 1), max_size=3).map(tuple)
-    return st.one_of(st.builds(Outcome, value=words(setup) | st.integers(-4095, -1), chose=chose),
+    landing = st.lists(words(setup), min_size=9, max_size=9).map(tuple)
+    return st.one_of(st.builds(Outcome, value=words(setup) | st.integers(-4095, -1), chose=chose), st.just(Outcome(KILLED)),
+                     st.builds(Outcome, value=words(setup), address=words(setup), landing=landing),
                      st.builds(Outcome, vector=st.integers(0, 31), error=st.integers(0, 31), address=words(setup)))
 
 
@@ -132,10 +158,17 @@ def call(**more: Any) -> str:
     ("[1]", "do", "not an object"),
     ("17", "do", "not an object"),
     ('{"dom": 0}', "do", "missing"),
-    ('{"dom": 0, "do": "smash", "va": 1}', "do", 'unknown action "smash" (known: hypercall, load, store, execute, load_segment)'),
+    ('{"dom": 0, "do": "smash", "va": 1}', "do", 'unknown action "smash" (known: hypercall, load, store, execute, load_segment, '),
     ('{"dom": 0, "do": "load_segment", "register": "cs", "selector": 9}', "register", "cs"),
     ('{"dom": 0, "do": "load_segment", "register": "ds", "selector": "0x10000"}', "selector", "out of range"),
     ('{"dom": 0, "do": "load_segment", "register": "ds", "va": 9}', "selector", "missing"),
+    ('{"dom": 0, "do": "return"}', "at", "missing"),
+    ('{"dom": 0, "do": "return", "at": {"cs": 1, "eip": 2, "eflags": 2, "esp": 4}}', "at.ss", "missing"),
+    ('{"dom": 0, "do": "return", "at": {"cs": "0x10000", "eip": 2, "eflags": 2, "esp": 4, "ss": 5}}', "at.cs", "out of range"),
+    ('{"dom": 0, "do": "return", "at": {"cs": 1, "eip": 2, "eflags": 2, "esp": 4, "ss": 5, "ip": 6}}', "at.ip", "unknown field"),
+    ('{"dom": 0, "do": "privileged", "at": {"cs": 1, "eip": 2, "eflags": 2, "esp": 4, "ss": 5}, "instruction": "fly"}',
+     "instruction", "fly"),
+    ('{"dom": 0, "do": "system_call", "at": {"cs": 1, "eip": 2, "eflags": 2, "esp": 4, "ss": 5}}', "do", "no SYSCALL"),
     ('{"dom": 0, "do": ["load"], "va": 1}', "do", "unknown action"),
     ('{"do": "load", "va": 1}', "dom", "missing"),
     ('{"dom": 0, "do": "load"}', "va", "missing"),

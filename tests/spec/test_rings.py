@@ -3,6 +3,7 @@ import random
 
 import pytest
 
+from proofs.obligations import SILENT
 from spec.abi import GP, LDT_DESC, NP, PF, RW, SEG_DESC, US, P, Xen2003
 from spec.kernel import RULES
 from spec.rings import (
@@ -13,17 +14,20 @@ from spec.rings import (
     enter,
     far_ret,
     fast_trap,
+    fetch,
     found,
     iret,
     is_guest_debug,
     jump,
     load_data_segment,
     load_stack_segment,
+    mark_fpu,
     reload,
     set_debug,
     set_fast_trap,
     set_trap,
     switch_stack,
+    table_of,
 )
 from spec.theorems import (
     every_access_through_a_segment_ends_below_xen,
@@ -31,6 +35,7 @@ from spec.theorems import (
     every_gate_that_a_guest_can_use_leads_to_a_guest,
     every_handler_is_a_guests,
     every_segment_that_a_guest_can_load_is_its_own,
+    every_trap_gets_to_xen,
     no_guest_runs_in_ring_0,
     no_translation_writes_a_descriptor,
     what_a_checked_table_offers_is_a_guests,
@@ -61,12 +66,19 @@ DATA_3, CODE_0 = Xen2003.RING3_DS, Xen2003.XEN_CS
 ESP = 0x1000
 
 
+def fetched(w, selector, q):
+    """The processor read a descriptor, by a selector with any RPL."""
+    for rpl in range(4):
+        w.put("fetched", (ME, selector & ~3 | rpl), q)
+
+
 def running(w, ring=1):
     """The domain runs in a ring, on the flat segments, with Xen's default table."""
     w.put("gdt_entries", ME, Xen2003.RESERVED_END)
     for i, q in XEN.items():
         w.put("xen_descriptor", 2 * i, q & 0xFFFFFFFF)
         w.put("xen_descriptor", 2 * i + 1, q >> 32)
+        fetched(w, 8 * i, q)
     cs, ss = (Xen2003.RING1_CS, Xen2003.RING1_DS) if ring == 1 else (Xen2003.RING3_CS, Xen2003.RING3_DS)
     for r, selector in ((CS, cs), (SS, ss)):
         w.put("selector", (ME, r), selector)
@@ -88,6 +100,7 @@ def with_gate(w):
     w.put("has_gdt", (ME, 0), True)
     w.put("gdt", (ME, 0), f)
     w.put("held_type", f, 0)
+    fetched(w, GATE, q)
     return args | {"selector": GATE, "offset": 0, "esp": ESP, "kernel_esp": ESP}
 
 
@@ -114,6 +127,8 @@ def outwards(w):
 
 RUNNING = {"RING-1.1": unsegmented, "RING-2.1": stopped}
 TRIALS = [
+    (fetch, lambda w: running(w) | {"selector": 296 << 3}, {"RING-1.1": unsegmented}),
+    (fetch, lambda w: running(w) | {"selector": Xen2003.RING1_CS}, {"RING-1.1": unsegmented}),
     (load_data_segment, lambda w: running(w) | {"r": DS, "selector": DATA_3},
      RUNNING | {"SEG-1.1": lambda w, a: a.update(r=CS)}),
     (load_data_segment, lambda w: running(w) | {"r": DS, "selector": DATA_3}, {"SEG-1.1": lambda w, a: a.update(r=6)}),
@@ -134,8 +149,9 @@ TRIALS = [
         "RING-1.1": unsegmented,
         "TRAP-2.1": lambda w, a: a.update(v=14),
         "TRAP-2.2": lambda w, a: w.put("trap_flags", (ME, 0x80), 4)}),
-    (switch_stack, lambda w: running(w) | {"ss": Xen2003.RING1_DS}, {
+    (switch_stack, lambda w: running(w) | {"ss": Xen2003.RING1_DS, "sp": ESP}, {
         "RING-1.1": unsegmented, "STACK-1.1": lambda w, a: a.update(ss=Xen2003.XEN_DS)}),
+    (mark_fpu, lambda w: running(w) | {"on": 8}, {"RING-1.1": unsegmented}),
     (set_debug, lambda w: running(w) | {"r": 0, "value": 0x1000}, {
         "RING-1.1": unsegmented,
         "DEBUG-1.1": lambda w, a: a.update(r=4),
@@ -200,16 +216,17 @@ def test_an_ldts_page_faults_until_it_is_mapped(w):
     args = running(w) | {"r": DS, "selector": 0xD}
     w.put("ldt_entries", ME, 2)
     with pytest.raises(Fault) as fault:
-        load_data_segment(w.s, **args)
+        fetch(w.s, ME, 0xD)
     assert fault.value.vector == PF
     w.put("has_ldt", (ME, 0), True)
     f = w.new()
     w.put("ldt", (ME, 0), f)
     w.put("word", (f, 3), (XEN[260] & ~PRESENT) >> 32)
+    fetch(w.s, ME, 0xD)
     with pytest.raises(Fault) as fault:
         load_data_segment(w.s, **args)
     assert fault.value.vector == NP
-    assert found(w.s, ME, 0xD) == XEN[260] & ~PRESENT & ~0xFFFFFFFF
+    assert found(w.s, ME, 0xD) == table_of(w.s, ME)(0xD) == XEN[260] & ~PRESENT & ~0xFFFFFFFF
     assert found(w.s, ME, 0x15) == 0, "beyond the limit"
 
 
@@ -287,6 +304,7 @@ THEOREMS = {
     "RING-17": lambda s: no_translation_writes_a_descriptor(s, ME, 0, ME, 0),
     "RING-18": lambda s: all(what_a_checked_table_offers_is_a_guests(s, f, i, r)
                              for f in range(16, 48) for i in range(4) for r in RINGS)}
+THEOREMS["RING-19"] = lambda s: all(every_trap_gets_to_xen(s, ME, v, ESP, code) for v in range(256) for code in (False, True))
 SELECTORS = [*range(8, 32), *range(0x800, 0x940)]
 BROKEN = [
     ("RING-10", "ring 0", lambda w: registered(w, CS, XEN[257], CODE_0)),
@@ -302,6 +320,10 @@ BROKEN = [
     ("RING-16", "Xen's code is replaced", xens_changed),
     ("RING-16", "Xen's code is beyond the limit", lambda w: w.put("gdt_entries", ME, 257)),
     ("RING-17", "a page of the LDT is writable", translated),
+    ("RING-19", "a page fault as a fast trap", lambda w: w.put("fast_trap", ME, 14)),
+    ("RING-19", "a fast trap to Xen's code", lambda w: (w.put("fast_trap", ME, 0x80), w.put("trap_cs", (ME, 0x80), CODE_0))),
+    ("RING-19", "Xen's code is replaced", xens_changed),
+    ("RING-19", "no stack for Xen", lambda w: w.put("xen_descriptor", 517, 0)),
     ("RING-18", "ring 0", lambda w: in_ldt(w, XEN[258])),
     ("RING-18", "a task gate", lambda w: in_ldt(w, PRESENT | 5 << 40 | 3 << DPL_SHIFT)),
     ("XEN-2", "a table of the guest's in a slot of Xen's", lambda w: w.put("xen_word", (ME, 1008), w.data << 12 | P)),
@@ -311,17 +333,61 @@ BROKEN = [
     ("SEG-11", "ring 0", lambda w: registered(w, CS, XEN[259], 0x818)),
     ("SEG-11", "code of another ring", lambda w: registered(w, CS, XEN[261])),
     ("SEG-11", "code as a stack", lambda w: registered(w, SS, XEN[259])),
+    ("SEG-12", "data that reach Xen", lambda w: fetched(w, 0x14, HUGE)),
+    ("SEG-12", "Xen's code in the place of the guest's", lambda w: fetched(w, Xen2003.RING1_CS, XEN[257])),
     ("GDT-11", "Xen's descriptors are beyond the limit", lambda w: w.put("gdt_entries", ME, 257)),
     ("LDT-10", "another's table", lambda w: w.put("owner", in_ldt(w, 0), 2)),
     ("LDT-10", "a table that was not checked", lambda w: w.put("validated", in_ldt(w, 0), False)),
     ("GDT-10", "a page that is not there", lambda w: w.put("has_gdt", (ME, 3), True)),
     ("TRAP-10", "a handler of Xen's", lambda w: w.put("trap_cs", (ME, 3), CODE_0 | 1)),
+    ("TRAP-11", "a page fault as a fast trap", lambda w: w.put("fast_trap", ME, 14)),
     ("DEBUG-10", "a breakpoint in Xen", lambda w: w.put("debug", (ME, 0), 0xFC400000)),
     ("DESC-10", "ring 0", lambda w: in_ldt(w, XEN[258])),
     ("DESC-11", "Xen's code is replaced", xens_changed),
     ("DESC-12", "half a descriptor", half_filled)]
-INVARIANTS = {"XEN-2", "XEN-3", "DESC-10", "DESC-11", "DESC-12", "GDT-10", "GDT-11", "LDT-10", "SEG-10", "SEG-11", "TRAP-10",
-              "DEBUG-10"}
+INVARIANTS = {"XEN-2", "XEN-3", "DESC-10", "DESC-11", "DESC-12", "GDT-10", "GDT-11", "LDT-10", "SEG-10", "SEG-11", "SEG-12",
+              "TRAP-10", "TRAP-11", "DEBUG-10"}
+
+
+def page_64(w, q, page=0, kind="gdt"):
+    """Descriptor 2 of a page of a 64-bit guest's GDT or LDT, past all checks."""
+    f = w.new(type=SEG_DESC, upto=w.p.entries, validated=True, xen_held=1)
+    w.put("word", (f, 2), q)
+    w.put("ldt_entries", ME, 8)
+    w.put(f"has_{kind}", (ME, page), True)
+    w.put(kind, (ME, page), f)
+
+
+FLAT_64 = 0x00AFFB000000FFFF
+SELECTORS_64 = (*range(0x10, 0x18), *range(0xE010, 0xE018))
+THEOREMS_64 = {
+    "RING-12": lambda s: all(every_descriptor_in_force_is_legal_or_xens(s, ME, sel) for sel in SELECTORS_64),
+    "RING-13": lambda s: all(every_segment_that_a_guest_can_load_is_its_own(s, ME, sel, 3) for sel in SELECTORS_64),
+    "RING-14": lambda s: all(every_gate_that_a_guest_can_use_leads_to_a_guest(s, ME, sel, 3) for sel in SELECTORS_64),
+    "RING-15": lambda s: every_handler_is_a_guests(s, ME, 3, 3),
+    "RING-16": lambda s: all(xens_descriptors_are_always_in_force(s, ME, i) for i in (7167, 7168, 8191, 8192))}
+BROKEN_64 = [
+    ("RING-12", lambda w: page_64(w, FLAT_64 & ~(3 << DPL_SHIFT))),
+    ("RING-12", lambda w: page_64(w, FLAT_64, page=14)),
+    ("RING-13", lambda w: page_64(w, FLAT_64 & ~(3 << DPL_SHIFT) | EXPAND_DOWN, kind="ldt")),      # conforming code of ring 0
+    ("RING-14", lambda w: page_64(w, PRESENT | 0xC << 40 | 3 << DPL_SHIFT | 8 << 16)),
+    ("RING-15", lambda w: w.put("trap_cs", (ME, 3), 0xE030)),
+    ("RING-16", lambda w: page_64(w, 0, page=14)), ("RING-16", lambda w: page_64(w, 0, page=15))]
+
+
+@pytest.mark.parametrize(("theorem", "corrupt"), BROKEN_64)
+def test_what_breaks_a_theorem_on_x86_64(worlds, theorem, corrupt):
+    w = worlds("xen-4.17")
+    page_64(w, FLAT_64)
+    page_64(w, PRESENT | 0xC << 40 | 0xB << 16, kind="ldt")       # a gate that nobody can use
+    assert THEOREMS_64[theorem](w.s)
+    corrupt(w)
+    assert not THEOREMS_64[theorem](w.s)
+
+
+def test_a_theorem_says_nothing_of_a_profile_just_where_that_is_declared(worlds):
+    theorems = {rule.id for rule in RULES.values() if rule.id.startswith("RING-") and rule.kind == "theorem"}
+    assert theorems - set(THEOREMS_64) - {"RING-17", "RING-18"} == {rule for profile, rule in SILENT if profile == "xen-4.17"}
 
 
 @pytest.mark.parametrize("theorem", THEOREMS)

@@ -9,17 +9,26 @@ typedef unsigned long uint64;
 typedef long int64;
 typedef unsigned int uint32;
 typedef int int32;
+typedef unsigned short uint16;
 
 enum { SET_TRAP_TABLE = 0, STACK_SWITCH = 3, SET_CALLBACKS = 4, UPDATE_VA_MAPPING = 14, CONSOLE_IO = 18, VM_ASSIST = 21,
-       SCHED_OP = 29, EVENT_CHANNEL_OP = 32 };
+       SCHED_OP = 29, CALLBACK_OP = 30, EVENT_CHANNEL_OP = 32 };
 enum { ENABLE = 0, WRITABLE_PAGETABLES = 2 };
 enum { SCHEDOP_POLL = 3, EVTCHNOP_SEND = 4, EVENTS_PENDING = 2048 };
-enum { FLAT_SS = 0xe02b, PAGE_FAULT = 14, PF_USER = 4, PF_FETCH = 16, INVLPG = 2, CR2 = 16 };
+enum { CALLBACK_REGISTER = 0, EVENT = 0, FAILSAFE = 1, SYSCALL = 2 };
+enum { FLAT_CS = 0xe033, FLAT_SS = 0xe02b, PAGE_FAULT = 14, PF_USER = 4, PF_FETCH = 16, INVLPG = 2, CR2 = 16 };
+
+/* landing pads, 16 bytes each; what programs find: see spec/RULINGS-4.17.md, X-40 */
+enum { PAD = 16, OWN_VECTORS = 32, VECTORS = 256, EVENT_PAD = 0x100, FAILSAFE_PAD, SYSCALL_PAD, BEHIND_PAD, BEHIND_USER_PAD = 0x120 };
+enum { EVENTS_MASKED = 4, UPCALL_MASK = 0x100 };
+#define PROGRAM_STACK 0xffffffff8000d000
 
 /* operations */
-enum { LOAD = 0, STORE = 1, EXECUTE = 2, HYPERCALL = 3, REPEAT = 4, FILL = 5, COPY = 6, WAIT = 7, TURN = 8 };
-enum { USER = 0x100, GROUPS_SHIFT = 16 };
-enum { NO_FAULT = -1, NO_EXECUTOR = -2, NO_OPERATION = -3 };
+enum { LOAD = 0, STORE = 1, EXECUTE = 2, HYPERCALL = 3, REPEAT = 4, FILL = 5, COPY = 6, WAIT = 7, TURN = 8,
+       TRANSFER = 9, LOAD_SEGMENT = 10 };
+enum { USER = 0x100, GROUPS_SHIFT = 16, REGISTER_SHIFT = 16 };
+enum { REGISTERS = 3 };     /* kinds of accesses from here on: loads of segment registers, by the manual's numbers */
+enum { NO_FAULT = -1, NO_EXECUTOR = -2, NO_OPERATION = -3, LANDED = -4 };
 
 struct start_info {
     char magic[32];
@@ -34,8 +43,20 @@ struct result {
     uint64 value, address;
     int32 vector;
     uint32 error;
-    uint32 stored, again;
+    uint32 stored, flags;
+    uint64 rip, rsp;                /* of a landing; flags, too */
+    uint16 selectors[6];            /* CS, SS, DS, ES, FS, GS */
+    uint32 spare;
 };
+
+struct trap {
+    unsigned char vector, flags;
+    uint16 cs;
+    uint32 spare;
+    uint64 address;
+};
+
+struct stack { uint64 ss, sp; };
 
 #define BATCH_WORDS (1 << 18)
 #define RESULTS     (1 << 15)
@@ -54,12 +75,18 @@ static struct {
     uint64 port;        /* of a domU: the event channel to domain 0, which the host writes before the domU starts */
 } mailbox PAGE;
 
-extern char _image[], _end[], shared_page[], trap_stack_top[], as_user[], as_user_end[], from_user[], unexpected_event[];
-extern char traps[];
-extern uint64 fault_vector, fault_error, fault_rip;
+extern char _image[], _end[], shared_page[], trap_stack_top[], as_user[], as_user_end[], pads[];
+extern uint64 fault_vector, fault_error, fault_rip, landed_sp, landed_flags;
+extern uint32 landed_pad;
+extern uint16 landed_cs[6];
 int64 hypercall(uint64 nr, const uint64 args[6]);
 uint64 attempt(uint64 kind, uint64 address, uint64 value, uint64 *loaded);
 uint64 attempt_user(uint64 kind, uint64 address, uint64 value, uint64 *loaded);
+void transfer(const uint64 *operation);
+
+static struct trap traps[VECTORS + 1], own_traps[OWN_VECTORS + 1];
+static struct stack own_stack, program_stack = { FLAT_SS, PROGRAM_STACK };
+static struct stack *stack_in_use;
 
 static int64 call(uint64 nr, uint64 a, uint64 b, uint64 c)
 {
@@ -86,12 +113,22 @@ void fatal(uint64 vector)
         ;
 }
 
-static uint64 *const cr2 = (uint64 *)(shared_page + CR2);
+static volatile uint64 *const cr2 = (uint64 *)(shared_page + CR2), *const upcalls = (uint64 *)shared_page;
+
+/* Have Xen put what interrupts user mode there. */
+static void use(struct stack *stack)
+{
+    if (stack_in_use != stack)
+        call(STACK_SWITCH, stack->ss, stack->sp, 0);
+    stack_in_use = stack;
+}
 
 /* One access that may fault; 1 if it did, and then the fault is in the result. */
 static uint64 access(uint64 kind, uint64 user, uint64 address, uint64 value, struct result *r)
 {
     uint64 loaded = 0;
+    if (user)
+        use(&own_stack);
     uint64 failed = (user ? attempt_user : attempt)(kind, address, value, &loaded);
     if (!failed) {
         r->value = loaded;
@@ -101,7 +138,8 @@ static uint64 access(uint64 kind, uint64 user, uint64 address, uint64 value, str
     r->error = fault_error;
     if (fault_vector == PAGE_FAULT) {
         r->address = *cr2;
-        r->error |= PF_USER;    /* Xen clears it for a guest's kernel */
+        if (kind < REGISTERS)
+            r->error |= PF_USER;    /* Xen clears it for a guest's kernel */
     }
     if (user && fault_rip >= (uint64)as_user && fault_rip < (uint64)as_user_end
         && (fault_vector == PAGE_FAULT && fault_error & PF_FETCH))
@@ -121,19 +159,87 @@ static void copy(uint64 *to, const uint64 *from, uint64 count)
         to[i] = from[i];
 }
 
-static const uint64 *hypercall_operation(const uint64 *op, uint64 groups, struct result *r)
+/* Store groups of words: address, number, words; what comes after them. */
+static const uint64 *store_groups(const uint64 *group, uint64 groups, struct result *r, uint64 *failed)
 {
-    const uint64 *group = op + 8;
-    uint64 failed = 0;
+    *failed = 0;
     while (groups--) {
         uint64 address = group[0], count = group[1];
-        for (uint64 i = 0; i < count && !failed; i++, r->stored += !failed)
-            failed = access(STORE, 0, address + 8 * i, group[2 + i], r);
+        for (uint64 i = 0; i < count && !*failed; i++, r->stored += !*failed)
+            *failed = access(STORE, 0, address + 8 * i, group[2 + i], r);
         group += 2 + count;
     }
-    if (!failed)
-        r->value = hypercall(op[1], op + 2);
     return group;
+}
+
+static void set_callback(uint16 type, uint64 pad)
+{
+    struct { uint16 type, flags; uint32 spare; uint64 address; } callback = { type, 0, 0, (uint64)pads + PAD * pad };
+    call(CALLBACK_OP, CALLBACK_REGISTER, (uint64)&callback, 0);
+}
+
+static void set_callbacks(void)
+{
+    set_callback(EVENT, EVENT_PAD);
+    set_callback(FAILSAFE, FAILSAFE_PAD);
+    set_callback(SYSCALL, SYSCALL_PAD);
+}
+
+/* set_segment_base may leave a program's selector in GS, which Xen would reload at some time: at a time of its own. */
+static void forget_gs(void)
+{
+    uint32 gs;
+    __asm__ volatile("mov %%gs, %0" : "=r"(gs));
+    if (gs)
+        __asm__ volatile("mov %0, %%gs" : : "r"(0));
+}
+
+/* What the executor cannot do without is put back after calls that may have changed it; a program's stack is its own. */
+static void keep_ground(uint64 nr, const uint64 args[6])
+{
+    if (nr == SET_TRAP_TABLE) {
+        call(SET_TRAP_TABLE, (uint64)own_traps, 0, 0);
+    } else if (nr == STACK_SWITCH) {
+        program_stack = (struct stack){ args[0], args[1] };
+        stack_in_use = &program_stack;
+    } else if (nr == SET_CALLBACKS || nr == CALLBACK_OP) {
+        set_callbacks();
+    }
+    forget_gs();
+}
+
+static const uint64 *hypercall_operation(const uint64 *op, uint64 groups, struct result *r)
+{
+    uint64 failed;
+    const uint64 *end = store_groups(op + 8, groups, r, &failed);
+    if (!failed) {
+        r->value = hypercall(op[1], op + 2);
+        keep_ground(op[1], op + 2);
+    }
+    return end;
+}
+
+/* Run with a program's registers (words 1-6) until a landing pad; word 7 is the address behind the instruction. */
+static const uint64 *transfer_operation(const uint64 *op, uint64 groups, struct result *r)
+{
+    uint64 failed;
+    use(&program_stack);
+    *upcalls = UPCALL_MASK;
+    *cr2 = 0;
+    const uint64 *end = store_groups(op + 8, groups, r, &failed);
+    if (!failed) {
+        transfer(op);
+        r->value = *upcalls & 0xffff;
+        r->address = landed_pad == PAGE_FAULT ? *cr2 : 0;
+        r->vector = LANDED;
+        r->flags = landed_flags;
+        r->rip = landed_pad == BEHIND_PAD || landed_pad == BEHIND_USER_PAD ? op[7] : (uint64)pads + PAD * landed_pad;
+        r->rsp = landed_sp;
+        for (int n = 0; n < 6; n++)
+            r->selectors[n] = landed_cs[n];
+    }
+    *upcalls = UPCALL_MASK;
+    return end;
 }
 
 /* Sleep until the other end of an event channel calls; events are masked, so it is only seen by looking. */
@@ -159,12 +265,14 @@ static void turn(uint32 port)
 static const uint64 *operate(const uint64 *op, struct result *r)
 {
     uint64 code = op[0] & 0xff, user = op[0] & USER;
-    r->value = r->address = r->error = r->stored = r->again = 0;
-    r->vector = NO_FAULT;
+    *r = (struct result){ .vector = NO_FAULT };
     switch (code) {
     case LOAD:
     case EXECUTE:
         access(code, user, op[1], 0, r);
+        return op + 2;
+    case LOAD_SEGMENT:
+        access(REGISTERS + ((uint32)op[0] >> REGISTER_SHIFT), user, op[1], 0, r);
         return op + 2;
     case STORE:
         access(code, user, op[1], op[2], r);
@@ -183,6 +291,8 @@ static const uint64 *operate(const uint64 *op, struct result *r)
     case TURN:
         turn(op[1]);
         return op + 2;
+    case TRANSFER:
+        return transfer_operation(op, (uint32)op[0] >> GROUPS_SHIFT, r);
     }
     r->vector = NO_OPERATION;
     return op + 1;
@@ -196,7 +306,7 @@ static void work(uint64 operations)
         if ((op[0] & 0xff) == REPEAT) {
             uint64 times = op[1], block = op[2];
             const uint64 *first = op + 3, *end = first;
-            results[n] = (struct result){ times, 0, NO_FAULT, 0, 0, 0 };
+            results[n] = (struct result){ .value = times, .vector = NO_FAULT };
             while (times--) {
                 end = first;
                 for (uint64 k = 1; k <= block; k++)
@@ -218,11 +328,23 @@ static void touch(char *from, char *end)
         *p = *p;
 }
 
+static void make_traps(void)
+{
+    for (uint64 v = 0; v < VECTORS; v++) {
+        unsigned char flags = v < OWN_VECTORS ? v >> 3 | (v & 1 ? 0 : EVENTS_MASKED) : v & 7;
+        traps[v] = (struct trap){ v, flags, FLAT_CS, 0, (uint64)pads + PAD * v };
+        if (v < OWN_VECTORS)
+            own_traps[v] = traps[v];
+    }
+}
+
 static void set_up(struct start_info *start)
 {
+    make_traps();
     int64 failed = call(SET_TRAP_TABLE, (uint64)traps, 0, 0);
-    failed |= call(STACK_SWITCH, FLAT_SS, (uint64)trap_stack_top, 0);
-    failed |= call(SET_CALLBACKS, (uint64)unexpected_event, (uint64)unexpected_event, (uint64)from_user);
+    own_stack = (struct stack){ FLAT_SS, (uint64)trap_stack_top };
+    use(&own_stack);
+    set_callbacks();
     failed |= call(VM_ASSIST, ENABLE, WRITABLE_PAGETABLES, 0);      /* domain 0 always has it */
     failed |= call(UPDATE_VA_MAPPING, (uint64)shared_page, start->shared_info | 0x67, INVLPG);
     if (failed)

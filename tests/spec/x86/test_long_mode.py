@@ -17,11 +17,26 @@ from spec.x86.long_mode import (
     is_64,
     is_unknown_code,
     load_stack_64,
+    loaded_base,
+    read_base,
     swap_gs,
+    write_base,
 )
 from spec.x86.segments import Registers, Segment, cpl_of
 from spec.x86.stacks import Transfer
-from spec.x86.system_calls import Msrs, system_call, system_return
+from spec.x86.system_calls import (
+    CSTAR,
+    FS_BASE,
+    GS_BASE,
+    KERNEL_GS_BASE,
+    LSTAR,
+    SFMASK,
+    STAR,
+    Msrs,
+    system_call,
+    system_return,
+    write_msr,
+)
 from spec.x86.transfers import Unmodelled
 from tests.spec.x86.processor import (
     CODE,
@@ -211,7 +226,6 @@ def test_what_a_far_pointer_can_name(go, kind):
     (NEW, code_64(3) & ~PRESENT, TARGET, NP, NEW),                                  # not present
     (NEW, (code_64(3) | BIG) & ~PRESENT, TARGET, GP, NEW),
     (NEW, code_64(3), HOLE, GP, 0),                                                 # no address
-    (NEW, segment(CODE, 3), 1 << 32, GP, 0),                                        # beyond the limit
     (NEW, segment(CODE, 3, TARGET - 1, marks=PRESENT), TARGET, GP, 0),
     (NEW, gate(CALL_GATE, code(3), TARGET, 0), TARGET, GP, NEW),                    # as Xen leaves gates
     (NEW, gate(CALL_GATE, code(3), TARGET, marks=0), TARGET, NP, NEW),
@@ -222,8 +236,97 @@ def test_refusals_of_far_transfers(go, selector, q, offset, vector, error):
         go(ready(3, put(NEW, q)), selector, offset)
 
 
+@pytest.mark.parametrize("go", [lambda p: jump(p, NEW, HOLE | TARGET), lambda p: call(p, NEW, HOLE | TARGET).registers])
+def test_a_jump_to_compatibility_mode_drops_the_upper_half(go):
+    assert go(ready(3, put(NEW, segment(CODE, 3)))).eip == TARGET
+
+
 def test_64_bit_code_has_no_limit():
     assert jump(ready(3, put(NEW, segment(CODE, 3, 0, marks=PRESENT | LONG))), NEW | 3, HIGH).eip == HIGH
+
+
+# --- call gates --------------------------------------------------------------------------------------------------------------
+
+GATED = 0x7FFF                              # of the target's address
+BEYOND = (1 << 64) - 1
+
+
+def gated(cpl, target, upper=GATED, dpl=3, **spoils):
+    """A processor with a call gate at NEW; and how to jump and to call through it."""
+    p = ready(cpl, put(NEW, gate(CALL_GATE, target, TARGET, dpl)))
+    p.set(**spoils)
+    return (p, lambda: far_jump_64(p.registers, p.table, NEW, 0, 8, lambda selector: upper),
+            lambda: far_call_64(p.registers, p.table, NEW, 0, 8, lambda selector: upper, p.long_tss))
+
+
+def test_a_call_gate_to_an_inner_ring_switches_stacks():
+    p, _, through = gated(3, code(1))
+    t = through()
+    assert t.registers == p.registers._replace(cs=Segment(code(1), p.loaded(code(1))), ss=Segment(1, 0), eip=GATED << 32 | TARGET,
+                                               esp=0x2008 - 32)
+    assert t.pushed == ((0x2000, data(3)), (0x1FF8, RSP), (0x1FF0, code(3)), (0x1FE8, p.registers.eip))
+
+
+@pytest.mark.parametrize("dpl", [2, 0])
+def test_a_call_gate_in_the_ring(dpl):
+    """Code of the ring itself, and conforming code: the stack stays."""
+    p, leap, through = gated(2, NEW + 8)
+    p.entries[NEW + 8] = code_64(dpl, CODE if dpl == 2 else CONFORMING)
+    after = leap()
+    assert (after.cs.selector, after.eip, after.esp, after.ss) == (NEW + 8 | 2, GATED << 32 | TARGET, RSP, p.registers.ss)
+    t = through()
+    assert t.registers == after._replace(esp=RSP - 16)
+    assert t.pushed == ((RSP - 8, code(2)), (RSP - 16, p.registers.eip))
+
+
+@pytest.mark.parametrize(("target", "upper", "vector", "error"), [
+    (code(3), BEYOND, GP, NEW),                                                     # its second half lies beyond the table
+    (code(3), 1 << 40, GP, NEW),                                                    # or has a type
+    (code(3), 1 << 44, GP, NEW),
+    (3, 0, GP, 0),                                                                  # null
+    (data(3), 0, GP, data(3) & ~3),                                                 # no code
+    (wide(3), 0, GP, wide(3) & ~3),                                                 # no 64-bit code
+    (code(3), 0x8000, GP, 0),                                                       # no address
+    (OTHER, 0, GP, OTHER),                                                          # no mode
+    (OTHER + 8, 0, NP, OTHER + 8),                                                  # not present
+])
+def test_refusals_of_call_gates(target, upper, vector, error):
+    p, leap, through = gated(3, target, upper)
+    p.entries[OTHER] = (code_64(3) | BIG) & ~PRESENT
+    p.entries[OTHER + 8] = code_64(3) & ~PRESENT
+    for go in (leap, through):
+        with faults(vector, error):
+            go()
+
+
+def test_a_jump_through_a_call_gate_stays_in_its_ring():
+    for cpl, dpl in ((3, 0), (1, 2)):
+        with faults(GP, code(dpl) & ~3):
+            gated(cpl, code(dpl))[1]()
+    with faults(GP, code(3) & ~3):
+        gated(2, code(3))[2]()
+
+
+def test_stacks_of_call_gates():
+    p, _, through = gated(3, code(0))
+    for limit in (10, 0):
+        p.long_tss = p.long_tss._replace(limit=limit)
+        with faults(TS, 0x48):
+            through()
+    p.long_tss = p.long_tss._replace(limit=11)
+    through()
+    for rsp in (HIGH + 31, HIGH + 7, HOLE + 3, HOLE + 8):
+        p.long_tss = p.long_tss._replace(rsp=(rsp, 0, 0))
+        with faults(SS, 0):
+            through()
+    for rsp in (HIGH + 32, HOLE, 0):
+        p.long_tss = p.long_tss._replace(rsp=(rsp, 0, 0))
+        assert through().registers.esp == (rsp - 32) % (1 << 64)
+
+
+def test_call_gates_can_be_left_out():
+    with pytest.raises(Unmodelled, check=lambda e: e.reason == CALL_GATE_64):
+        jump(ready(3, put(NEW, gate(CALL_GATE, code(3), TARGET, 3))), NEW)
 
 
 def test_a_call_needs_canonical_addresses_for_the_return_address():
@@ -496,6 +599,40 @@ def test_a_system_call_is_in_ring_0_with_flat_segments_and_nothing_else_changed(
     after = system_call(p.registers, MSRS)
     assert after == (p.registers._replace(cs=Segment(0xE008, FLAT | LONG), ss=Segment(0xE010, segment(DATA, 0) | ACCESSED),
                                           eip=HIGH + 1, eflags=2), 0x7FFF_1234_5678, 0x202)
+
+
+def test_a_system_call_leaves_the_flag_that_is_always_set():
+    assert system_call(ready(3).registers, MSRS._replace(mask=0xFFFFFFFF)).registers.eflags == 2
+
+
+@pytest.mark.parametrize("register", [LSTAR, CSTAR, FS_BASE, GS_BASE, KERNEL_GS_BASE])
+def test_registers_for_addresses(register):
+    for address in (0, LAST, HIGH):
+        assert write_msr(0, register, address) == address
+    for address in (HOLE, HIGH - 1):
+        with faults(GP, 0):
+            write_msr(0, register, address)
+    with faults(GP, 0):
+        write_msr(1, register, 0)
+
+
+def test_other_registers_of_system_calls():
+    assert write_msr(0, STAR, HOLE) == HOLE
+    assert write_msr(0, SFMASK, 0xFFFFFFFF) == 0xFFFFFFFF
+    with faults(GP, 0):
+        write_msr(0, SFMASK, 1 << 32)
+
+
+def test_bases_of_compatibility_mode():
+    p = ready(0, compatible=True).registers
+    for go in (lambda: swap_gs(p, 1, 2), lambda: read_base(p, 1), lambda: write_base(p, 1)):
+        with faults(UD, 0):
+            go()
+    p = ready(3).registers
+    assert (read_base(p, HIGH), write_base(p, LAST)) == (HIGH, LAST)
+    with faults(GP, 0):
+        write_base(p, HOLE)
+    assert (loaded_base(0), loaded_base(0x78 << 56 | 0x123456 << 16)) == (0, 0x78123456)
 
 
 def test_a_system_call_from_compatibility_mode():
