@@ -21,6 +21,7 @@ Step = Callable[..., None]
 _CR0: Final = 0x80010031                        # PG, WP, NE, ET, PE
 _CR4: Final = 0x10                              # PSE
 _EFLAGS: Final = 0x202
+_NOWHERE: Final = 0xFFFFFFF0
 _MAP_NORESERVE: Final = 0x4000                   # Linux; older Pythons do not name it
 
 
@@ -113,8 +114,12 @@ class Engine:
         """What to call while it is watched: after a far branch, an instruction and a memory access; nothing may raise."""
         self._watch.far_branch, self._watch.after_execution, self._watch.lin_access = far_branch, executed, accessed
 
+    def lose_its_way(self) -> None:
+        """Have the next `run` begin with a protection fault: no segment reaches so far, so that no page is looked for."""
+        self.cpu.rip = _NOWHERE
+
     def put_back(self, state: Any) -> None:
-        """Make all registers what `look` once gave; what is cached stays so."""
+        """Make all registers what `look` once gave; what is cached stays so, unless CS differs from what it is now."""
         self.cpu.set_state_no_flush(state)
 
     def fail(self, failure: BaseException) -> None:

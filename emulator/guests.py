@@ -35,6 +35,7 @@ class GuestRun:
         self.ram: Any = machine.hypervisor.ram
         self.delivery = Delivery(machine.hypervisor)
         self.killed = False
+        self.returning = False          # the trap is the harness' own way back into the loop
 
     # --- before and after ---
 
@@ -43,7 +44,12 @@ class GuestRun:
         return self.engine.look(), bytes(self.hypervisor.bytes[FRAME])
 
     def resume_loop(self, state: Any, frame: bytes) -> None:
-        """Put the processor back into the loop; all that is cached stays so."""
+        """Put the processor back into the loop, through a fault: all that is cached stays so."""
+        if self.engine.cpu.cs.selector & 3:
+            self.returning = True
+            self.engine.lose_its_way()
+            self.engine.run()
+            self.returning = False
         state.cr3 = self.hypervisor.root << 2
         self.engine.put_back(state)
         self.hypervisor.bytes[FRAME] = frame
@@ -72,7 +78,9 @@ class GuestRun:
         state = self.engine.look()
         gdt, ldt = self.machine.guest_tables()
         state.gdtr, state.ldtr, state.idtr, state.cr3 = table(*gdt), segment_register(ldt), _GATES, self.hypervisor.root << 2
-        state.cs, state.ss, state.ds, state.es, state.fs, state.gs = _XEN_CS, _XEN_DS, _XEN_DS, _XEN_DS, _NULL, _NULL
+        if state.cs.selector != at.XEN_CS:      # before the first run only: a CS that is put back as it was keeps what is cached
+            state.cs = _XEN_CS
+        state.ss, state.ds, state.es, state.fs, state.gs = _XEN_DS, _XEN_DS, _XEN_DS, _NULL, _NULL
         state.rip, state.rsp, state.rflags, state.dr6 = self.machine.ways["enter"], at.SAVED, _EFLAGS, DR6_FIXED
         self.engine.put_back(state)
 
@@ -80,6 +88,9 @@ class GuestRun:
 
     def trap(self) -> None:
         """The guest has trapped into Xen."""
+        if self.returning:
+            self.engine.stop()
+            return
         self.delivery.trap()
         if self.hypervisor.flush_due:
             self.machine.flush()

@@ -17,6 +17,7 @@ NOT_TRIED: Final = {
     "HLT in ring 0, IN and OUT that are permitted": "the engine does not come back from them",
     "external interrupts": "there is no interrupt controller: IF is seen in RFLAGS only",
     "RF": "it is clear again when the processor is looked at: it is seen in pushed flags only",
+    "SYSCALL in compatibility mode": "it is #UD, as on Intel's processors; AMD's have it",
     "single steps": "they are tried on the 32-bit processor",
     "page faults on the way, descriptor tables at addresses that are not canonical": "every address is mapped, tables lie low",
     "an end of the TSS before a stack that faults need, with a stack that is no good": "it would end in a triple fault",

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from emulator.descriptors import Descriptors
 from emulator.delivery import Delivery
+from emulator.descriptors import Descriptors
 from emulator.errors import HarnessError
 from emulator.guests import GuestRun
 from emulator.hypervisor import Hypervisor

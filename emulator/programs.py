@@ -51,7 +51,7 @@ class Programs(GuestRun):
         With a `limit` of instructions of guests each one is counted, which takes its time; then a domain that has executed
         `quantum` of them must wait for the others.  Without, nothing stops guests that go on for ever.
         """
-        if not contexts or quantum and not limit:
+        if not contexts or (quantum and not limit):
             raise HarnessError("nobody is to run, or slices are to be measured without counting")
         hypervisor, before = self.hypervisor, self.hypervisor.current
         self.until, self.limit, self.quantum = until, limit, quantum
@@ -65,13 +65,13 @@ class Programs(GuestRun):
         self.machine.inside = self
         try:
             self.go()
+            last = hypervisor.current
+            self.waiting[last] = bytes(hypervisor.bytes[FRAME])
+            self.resume_loop(*loop)
         finally:
             self.machine.inside = self.machine.transfers
-        last = hypervisor.current
-        self.waiting[last] = bytes(hypervisor.bytes[FRAME])
         registers = {domid: self.registers(frame) for domid, frame in self.waiting.items()}
         hypervisor.switch_to(before)
-        self.resume_loop(*loop)
         self.machine.flush()
         return Ran(self.instructions, self.xens, self.calls, self.traps, self.seconds, last, registers, self.killed, self.limited)
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Final, TypeVar
 
+from oracle.engine_2003 import is_engines
 from oracle.ground import OUTSIDE, Ground
 from refmodel import Machine, ModelError
 from spec.abi import PAGE_SIZE, Xen417, Xen2003
 from spec.profile import PROFILES
-from spec.vocabulary import Action, DomainSetup, Hypercall, Outcome, Setup, Transfer
+from spec.vocabulary import KILLED, Action, DomainSetup, Hypercall, Outcome, Setup, Transfer
 
 T = TypeVar("T")
 CODE_PAGE: Final = 1                            # full of far returns at boot
@@ -163,6 +164,8 @@ class Generator:
                 self.commands.update(self.machine.did)
                 if outcome.chose:
                     self.chosen.extend(outcome.chose)
+                if outcome.value == KILLED and ground is not None:
+                    return actions, outcomes        # on a real machine that is the end
                 if len(actions) == length:
                     break
         return actions, outcomes
@@ -178,10 +181,12 @@ class Generator:
         return actions, outcomes
 
     def within(self, action: Transfer) -> Outcome | None:
-        """Perform a control transfer, unless it leads out of the vocabulary."""
+        """Perform a control transfer, unless it leads out of the vocabulary, or the engine is known to do it otherwise."""
         mark = self.machine.mark()
         try:
-            return self.machine.step(action) if self.machine.legal_transfer(action) else None
+            if self.machine.legal_transfer(action) and not is_engines(self.machine, action):
+                return self.machine.step(action)
+            return None
         except ModelError:
             self.machine.rewind(mark)
             return None

@@ -12,7 +12,7 @@ from refmodel.references import TEARDOWN
 from refmodel.xen417_mmu import CONTINUATION
 from refmodel.xen417_mmuext import CONTENTS
 from refmodel.xen417_reservation import FLUSH
-from refmodel.xen417_transfers import LATE_TARGET, LOST_FLAGS, NO_MODE, STALE_STACK
+from refmodel.xen417_transfers import LATE_TARGET, LOST_FLAGS, OTHER_MODE, STALE_STACK
 from spec.abi import DOMID_IO, NX, RW, US, P, Xen417
 from spec.frames import mfn_of
 from spec.kernel import DomId, Vpn
@@ -28,10 +28,11 @@ LOST_CONTINUATION: Final = "lost-continuation"
 LOST_FLUSH: Final = "lost-flush"
 LOST_DIRECTION: Final = "lost-direction-flag"
 DOMAIN_DEATH: Final = "domain-death"
-CODE_MODE: Final = "code-of-no-mode"
+CODE_MODE: Final = "code-of-another-mode"
+UNSTEADY_STACK: Final = "unsteady-stack"
 # what Xen or the model loses hold of -> the declared difference
 LOSSES: Final = {TEARDOWN: LOST_TEARDOWN, CONTINUATION: LOST_CONTINUATION, FLUSH: LOST_FLUSH, CONTENTS: SHARED_INFO,
-                 LATE_TARGET: CANONICAL_EDGE, LOST_FLAGS: LOST_DIRECTION, STALE_STACK: DOMAIN_DEATH, NO_MODE: CODE_MODE}
+                 LATE_TARGET: CANONICAL_EDGE, LOST_FLAGS: LOST_DIRECTION, STALE_STACK: UNSTEADY_STACK, OTHER_MODE: CODE_MODE}
 BREAKPOINTS: Final = "breakpoints"
 OUTSIDE: Final = "outside-the-vocabulary"
 # Differences that a target declares beforehand: what is left out of programs, and why.
@@ -55,9 +56,9 @@ DECLARED: Final[Mapping[str, str]] = {
     BREAKPOINTS: "a breakpoint that is on, but for addresses where nothing ever is: the model has none of the #DB that follow",
     LOST_DIRECTION: "system calls of user mode with flags that show it: Debian's 4.17.7 clears not DF but all flags that are not "
                     "in the address of the frame (X-46)",
-    CODE_MODE: "far transfers to code with L and D set: QEMU's processor does not refuse it",
-    DOMAIN_DEATH: "what kills the domain, but as the last action of some programs: a real machine is then to be restored; and what "
-                  "may kill it, if a stale translation does not serve",
+    CODE_MODE: "transfers to code that is not of 64 bits: where the model knows of no guest, and QEMU's processor misses checks",
+    UNSTEADY_STACK: "frames in a page for which the processor may have another translation: the domain might die, or not",
+    DOMAIN_DEATH: "what kills the domain, but as the last action of some programs: a real machine is then to be restored",
     OUTSIDE: "what no rule describes, such as memory of a node: programs come to it when a list lies in a page with other "
              "contents"}
 FRAME: Final = ((1 << 40) - 1) << 12

@@ -13,10 +13,11 @@ from oracle.ground import Ground
 from oracle.judge import Direction, Start, Verdict, judge
 from oracle.targets import Target, told_by
 from refmodel import Machine
-from spec.vocabulary import Action, Observation, Outcome, Setup
+from spec.vocabulary import KILLED, Action, Observation, Outcome, Setup
 
 T = TypeVar("T")
 LIMIT: Final = 48                               # runs of the model over a whole program in search of an explanation
+LETHAL: Final = 0.1                             # how often a program may end with the death of its domain
 PIECE: Final = 250                              # actions between two comparisons of everything
 
 
@@ -51,8 +52,16 @@ class Player:
         """Have the target do something; whatever it raises is a HarnessError."""
         return told_by(self.target, work)
 
+    @property
+    def over(self) -> bool:
+        """The target has killed a domain: nothing more can be run."""
+        last = (self.outcomes or self.earlier)[-1:]
+        return bool(last) and last[0].value == KILLED
+
     def run(self, actions: Sequence[Action]) -> None:
         """Run actions of this piece on the target."""
+        if self.over:
+            return
         self.sent += actions
         self.outcomes += self.on_target(lambda: self.target.run(actions))
 
@@ -65,6 +74,8 @@ class Player:
         """Run the rest of a piece that the model has run, and compare: if it is not allowed, there is a verdict."""
         machine = self.machine
         self.run(actions[len(self.outcomes):])
+        if self.over:
+            actions, expected = actions[:len(self.outcomes)], expected[:len(self.outcomes)]
         self.seen = seen = self.on_target(self.target.observe)
         if self.outcomes == expected and not machine.compare(seen):
             self.looseness += met(machine) - self.before
@@ -112,12 +123,14 @@ def play_generated(generator: Generator, player: Player, length: int, moved: Cal
     `after` is done after each piece that agrees.
     """
     done = 0
-    while player.verdict is None and done < length:
+    while player.verdict is None and done < length and not player.over:
         moved()
+        if generator.ground is not None:        # a program may end with a death
+            generator.ground.deaths = length - done <= PIECE and generator.random() < LETHAL
         piece, expected = generator.more(min(PIECE, length - done), player.ask)
         player.finish(piece, expected)
         done += len(piece)
-        if player.verdict is None:
+        if player.verdict is None and not player.over:
             after()
 
 
@@ -134,9 +147,14 @@ def play(machine: Machine, target: Target, setup: Setup, actions: Sequence[Actio
     machine.choices.begin()
     player = Player(machine, target, setup)
     for piece in pieces(actions):
-        player.finish(piece, [foreseen(player, piece, n, ground) for n in range(len(piece))])
+        expected = list[Outcome]()
+        while len(expected) < len(piece) and not (expected and expected[-1].value == KILLED):
+            expected.append(foreseen(player, piece, len(expected), ground))
+        player.finish(piece[:len(expected)], expected)
         if player.verdict is not None:
             return player.verdict
+        if player.over:
+            break
     return Verdict(Direction.AGREES, len(player.actions), looseness=player.looseness)
 
 

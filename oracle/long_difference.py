@@ -96,6 +96,9 @@ def _narrow_iret(d: LongDifference, says: LongFinish, does: LongFinish) -> bool:
     trial = d.trial
     if trial.compatible or _bare(trial)[0] != _IRET or _size(trial) == 8 or _popped(trial, 1) & 3 != trial.cpl:
         return False
+    elsewhere = {"vector", "error", "rip"} & {*d.fields}
+    if not elsewhere and not set(d.fields) <= {"ss", "rsp", "stack", "descriptors"}:
+        return False
     return does.vector >= 0 or does.rsp & _LOW == _slot(trial, 3) & _LOW
 
 
@@ -126,12 +129,13 @@ def _pointer_in_tss(d: LongDifference, says: LongFinish, does: LongFinish) -> bo
     bad = any(_HOLE <= rsp < _END for rsp in (*trial.stacks.values(), *trial.ist.values()))
     ss = trial.segments.get("ss", (LongBare.DATA[trial.cpl], 0))[0]
     refused = does.vector == SS and does.error & ~1 == ss & ~3 and says.vector in {-1, SS, GP}
-    return bad and (refused or (says.vector, does.vector) == (-1, DF))
+    return bad and {"vector", "error"} & {*d.fields} != set() and (refused or (says.vector, does.vector) == (-1, DF))
 
 
 def _mask(d: LongDifference, says: LongFinish, does: LongFinish) -> bool:
-    trial = d.trial
-    return trial.code == _WRMSR and trial.registers["rcx"] == _SFMASK and trial.registers["rdx"] != 0 and says.vector == GP
+    r = d.trial.registers
+    writes = d.trial.code == _WRMSR and r["rcx"] == _SFMASK and r["rdx"] != 0
+    return writes and (says.vector, says.error) == (GP, 0) and does.vector < 0
 
 
 def _upper_half(d: LongDifference, says: LongFinish, does: LongFinish) -> bool:
@@ -145,7 +149,8 @@ def _stack_of_call(d: LongDifference, says: LongFinish, does: LongFinish) -> boo
         return False
     selector = Memory(trial.memory).read(LongBare.POINTER + _size(trial), 2) & ~3
     q = trial.descriptors.get(selector, LONG_GDT.get(selector, 0))
-    return q & SEGMENT != 0 and (q & LONG != 0) == trial.compatible
+    about_stack = SS in (says.vector, does.vector) or set(d.fields) <= {"rsp", "stack"}
+    return about_stack and q & SEGMENT != 0 and (q & LONG != 0) == trial.compatible
 
 
 def _wrapped(d: LongDifference, says: LongFinish, does: LongFinish) -> bool:

@@ -69,7 +69,8 @@ class LongMaker:
 
     def edge(self) -> int:
         """An address at an end of those that are canonical, or of all."""
-        return self.rng.choice((_HOLE, _END, 0)) + self.rng.randrange(-48, 49) & _MASK
+        by = 8 * self.rng.randrange(-7, 8) if self.even() else self.rng.randrange(-48, 49)
+        return self.rng.choice((_HOLE, _END, 0)) + by & _MASK
 
     def top(self, low: int) -> int:
         """A stack pointer: an edge, or an address that ends so, seldom with some bits more."""
@@ -96,16 +97,16 @@ class LongMaker:
         return word | self.rng.randrange(1 << 15) << 32 & 0xFF00000000 | self.rng.randrange(256) << 56 if word >> 44 & 1 else word
 
     def code(self, dpl: int) -> int:
-        """Mostly 64-bit code, or 32-bit code, perhaps with a limit close to the landing place."""
-        kind = self.rng.choice((0x19, 0x1B, 0x1D, 0x1F, 0x18))
+        """Mostly 64-bit code, or 32-bit code, perhaps with a limit close to the landing place; seldom data with the same bits."""
+        kind = self.rng.choice((*(0x19, 0x1B, 0x1D, 0x1F, 0x18) * 3, _DATA))
         word = bare_segment(kind, dpl if self.likely() else self.ring())
         mode = self.rng.randrange(8)
-        if mode > 2:
+        if mode > 3:
             word ^= _LONG | _BIG
-        elif mode == 2:
+        elif mode == 3:
             word ^= self.rng.choice((_LONG, _BIG))
         if self.rng.randrange(4) == 0:
-            limit = LongBare.LANDING + self.rng.randrange(-2, 8)
+            limit = LongBare.LANDING + self.rng.randrange(-4, 8)
             word = word & ~(_GRANULAR | 0xF << 48 | 0xFFFF) | limit
         return self.absent_sometimes(word)
 
@@ -161,7 +162,7 @@ class LongMaker:
 
     def loads(self) -> LongTrial:
         """A segment register is loaded with any selector; POP FS and GS change their bases, too."""
-        compatible, cpl, selector = self.in_32(), self.ring(), self.selector()
+        compatible, cpl, selector = self.in_32(), self.ring(), self.selector() if self.likely() else self.ring()
         code = self.rng.choice(("8ed8", "8ec0", "8ee0", "8ee8", "8ed0", "8ed0", "0fa1", "0fa9"))
         trial = LongTrial(bytes.fromhex(code), cpl, compatible, registers={"rax": selector}, descriptors=self.descriptors(),
                           bases=self.bases())
@@ -338,7 +339,7 @@ class LongMaker:
             (bare_gate(0xF, _SECOND, LongBare.LANDING), 0), (bare_gate(0xE, 0xFFF8, LongBare.LANDING), 0),
             (bare_gate(0xE, LongBare.COMPATIBLE[0], LongBare.LANDING), 0),
             (bare_gate(0xE, LongBare.CODE[0], LongBare.LANDING), 0x8000), (bare_gate(0xE, LongBare.CODE[0], 0), 1 << 40),
-            (bare_gate(0xE, LongBare.CODE[0], LongBare.LANDING) | 1 << 32, 0)))
+            *((bare_gate(0xE, LongBare.CODE[0], LongBare.LANDING) | 1 << 32, 0),) * 4))
         absent = bare_segment(_DATA, 3) & ~_PRESENT
         code_absent = (bare_segment(_CODE, self.rng.randrange(cpl + 1)) ^ _LONG ^ _BIG) & ~_PRESENT
         return LongTrial(bytes.fromhex(code), cpl, rflags=self.flags(IF), registers=dict(registers), gates={first: gate},
@@ -362,6 +363,8 @@ class LongMaker:
         if trial.compatible and self.even():
             trial.segments["ss"] = _THIRD | trial.cpl, bare_segment(_DATA, trial.cpl) & ~_BIG
             trial.registers["rsp"] = LongBare.STACK[trial.cpl] | self.rng.randrange(1 << 16) << 16
+            if trial.code[-1] == 0x1B and self.even():      # its pointer wraps around
+                trial.registers["rsp"] = trial.registers["rsp"] & ~0xFFFF | self.rng.randrange(0, 12, 2)
         for selector in (_FIRST, _SECOND):
             word = trial.descriptors[selector]
             if word >> 44 & 1 and not word & _LONG and self.even():

@@ -5,8 +5,7 @@ from typing import Final, NamedTuple
 from oracle.generate import Generator, move
 from oracle.moves_2003 import NAME, entry_of, is_writable, update_with
 from oracle.moves_2003_descriptors import FULL, RO, pages_of, set_gdt, set_ldt
-from spec.abi import US, Xen2003
-from spec.kernel import DomId, Vpn
+from spec.abi import US, P, Xen2003
 from spec.vocabulary import (
     PRIVILEGED,
     Access,
@@ -19,8 +18,8 @@ from spec.vocabulary import (
     Privileged,
     Return,
 )
-from spec.x86.descriptors import CONFORMING, base_of, gate_offset, gate_selector, limit_of
-from spec.x86.tlb import is_live, tag_of
+from spec.x86.descriptors import base_of, limit_of
+from spec.x86.flags import TF
 
 X = Xen2003
 ONES: Final = 0xFFFFFFFF
@@ -28,7 +27,6 @@ END: Final = X.GUEST_END
 USER: Final = 0x67                              # of an L1 entry: for applications too
 FIRST: Final = 8                                # place of the stage's first descriptor
 FLAGS: Final = (0, 0, 0, 0x100, 0x4000, 0x10000, 0x40000, 0x8D5, 0x14155, 0x54DD5)
-WRAPS: Final = 0x100                            # below it a frame may wrap around
 NAMES: Final = tuple(PRIVILEGED)
 VECTORS: Final = (0, 1, 2, 3, 3, 4, 4, 5, 6, 7, 8, 10, 11, 12, 13, 13, 14, 14, 14, 15, 17, 18, 0x20, 0x2F, 0x80, 0x82, 0xFF)
 FAST: Final = (0x80, 0x80, 0x20, 0x2F)
@@ -79,16 +77,27 @@ class Known(NamedTuple):
 XENS: Final = tuple((sel & ~3, X.DESCRIPTORS[sel >> 3]) for sel in (X.RING1_CS, X.RING3_CS, X.RING1_DS, X.RING3_DS))
 
 
+def tables(g: Generator) -> list[tuple[int, int]]:
+    """The pages of both tables, of the LDT also those that Xen has yet to map: (first selector, frame)."""
+    maps, dom = g.machine.concrete.maps, g.d.dom
+    out = [(n << 12, frame) for n, frame in enumerate(pages_of(g, "gdt"))]
+    base, entries = maps["ldt_base"][dom], maps["ldt_entries"][dom]
+    for n in range(min(entries + 511 >> 9, 3)):
+        entry = entry_of(g, base + (n << 12))
+        if entry & P:
+            out.append((n << 12 | X.TI, entry >> 12))
+    return out
+
+
 def known(g: Generator) -> Known:
     """What the tables have, and the segments that Xen gives."""
     out = Known(list(XENS[:2]), list(XENS[2:]), [])
-    for table, ti in (("gdt", 0), ("ldt", X.TI)):
-        for n, frame in enumerate(pages_of(g, table)):
-            row = g.machine.concrete.row(frame)
-            for i, high in row.items():
-                if i & 1 and high & 0x8000 and not 512 <= i < 592:
-                    q, sel = row.get(i - 1, 0) | high << 32, (n << 9 | i >> 1) << 3 | ti
-                    (out.gates if not high & 0x1000 else out.code if high & 0x800 else out.data).append((sel, q))
+    for first, frame in tables(g):
+        row = g.machine.concrete.row(frame)
+        for i, high in row.items():
+            if i & 1 and high & 0x8000 and (first or not 512 <= i < 592):
+                q, sel = row.get(i - 1, 0) | high << 32, first | i >> 1 << 3
+                (out.gates if not high & 0x1000 else out.code if high & 0x800 else out.data).append((sel, q))
     for each in out:
         each.sort()
     return out
@@ -114,17 +123,6 @@ def pages(g: Generator) -> tuple[list[int], list[int]]:
     d = g.d
     kernels = [va for page in d.hot if is_writable(g, va := d.home + (page << 12))]
     return kernels, [va for va in kernels if entry_of(g, va) & US and g.word[g.base[d.dom], va >> 22] & US]
-
-
-def is_steady(g: Generator, va: int, user: bool) -> bool:
-    """Whatever translation the processor uses for a page, it finds the same frame."""
-    m, d = g.machine, DomId(g.d.dom)
-    found = {m.walk(d, va, False, True)}
-    for fetch in (True, False):
-        tag = tag_of(Vpn(va >> 12), fetch)
-        if m.current == d and is_live(m.s, d, tag):
-            found.add(m.s.tlb[d, tag] >> 12 & m.profile.mfn_mask)
-    return len(found) == 1 and None not in found
 
 
 # --- contexts ----------------------------------------------------------------------------------------------------------------
@@ -155,8 +153,6 @@ def place_on_stack(g: Generator, q: int, ring: int) -> tuple[int, int]:
         at = g.pick(among) + 0x800 + g.below(64)
     else:
         at = base + limit_of(q) + g.pick((1, 1, 5, 9, -3, -7, -11, 2))
-    if 0 < (at - base) & ONES < WRAPS:          # the engine looks at such words one by one, the manual at all of them
-        at += WRAPS
     return (at - base) & ONES, at & ONES
 
 
@@ -197,11 +193,6 @@ def scene(g: Generator, size: int, ring: int = 0) -> Scene | None:
     if code and g.random() < 0.04:              # at the segment's very end
         edge = base_of(code) + limit_of(code) + 1 - size & ~3
         at = edge if is_writable(g, edge) else at
-    r = g.machine.concrete.maps
-    if not is_steady(g, at, ring == 3):
-        return None
-    if cs & X.TI and code and not r["has_ldt"][g.d.dom, cs >> 12]:
-        return None
     eflags = 0x202 | g.pick(FLAGS) if g.random() < 0.4 else 0x202
     ds, es, fs, gs = (data_register(g, k, ring) for _ in range(4)) if g.random() < 0.4 else (
         (X.RING3_DS,) * 4 if ring == 3 else (X.RING1_DS,) * 4)
@@ -260,11 +251,14 @@ def set_stage(g: Generator) -> Sequence[Action]:
     free = [page for page in d.spares if g.type_count[d.first + page] == 1 and is_writable(g, d.home + (page << 12))
             and entry_of(g, d.home + (page << 12)) >> 12 == d.first + page]
     words = [w for q in stage(g) for w in (q & ONES, q >> 32)]
-    for table, page in zip(g.pick((("gdt", "ldt"), ("gdt", "ldt"), ("gdt",), ("ldt",))), free, strict=False):
+    for table, page in zip(g.pick((("gdt", "ldt"), ("gdt",), ("gdt",), ("ldt",), ("ldt",))), free, strict=False):
         va, frame_ = d.home + (page << 12), d.first + page
         data = ((va + 8 * FIRST, tuple(words)),)
         actions.append(Hypercall(d.dom, X.UPDATE_VA_MAPPING, (va >> 12, frame_ << 12 | RO, 2), data))
-        actions.append(set_gdt(g, (frame_,), 512) if table == "gdt" else set_ldt(g, va, 512))
+        if table == "gdt":
+            actions.append(set_gdt(g, (frame_,), 512))
+        else:                                   # or its second page, which is mapped only when it is used
+            actions.append(set_ldt(g, va, 512) if g.random() < 0.6 else set_ldt(g, va - 0x1000, 1024))
     return [*actions, *open_pages(g)]
 
 
@@ -326,25 +320,7 @@ def set_handlers(g: Generator) -> Sequence[Action]:
 
 # --- transfers ---------------------------------------------------------------------------------------------------------------
 
-def is_engines(g: Generator, s: Scene, sel: int, offset: int) -> bool:
-    """A call that the emulator's engine does otherwise than the manual: programs leave it out.
-
-    To an offset beyond its target's limit (it pushes, and reads a gate's parameters, before it looks); in ring 3 to conforming
-    code of an inner ring on a stack that applications may not write (it pushes by that ring's rights).
-    """
-    gate = dict(s.known.gates).get(sel & ~3)
-    if gate is not None:
-        sel, offset = gate_selector(gate), gate_offset(gate)
-    named = dict(s.known.code).get(sel & ~3)
-    if named is not None and offset > limit_of(named):
-        return True
-    if named is None or s.ring != 3 or not named & CONFORMING or dpl(named) == 3:
-        return False
-    below = (s.stack - 8) & ONES, (s.stack - 1) & ONES
-    return any(not entry_of(g, va) & g.word[g.base[g.d.dom], va >> 22] & US for va in below)
-
-
-@move(110, NAME)
+@move(70, NAME)
 def far_pointer(g: Generator) -> Sequence[Action]:
     """A far jump or call: to code of this ring, through a gate, to what can be neither."""
     s = scene(g, 7)
@@ -356,11 +332,10 @@ def far_pointer(g: Generator) -> Sequence[Action]:
     elif g.random() < 0.06:
         sel = g.pick((0, 1, 3, X.XEN_CS, X.XEN_DS | 1, 0x840, 0x848, 0xFFFF, 0x39, choose(g, s.known.data, s.ring)[0]))
     data = (*s.data, *(stored(g, s.stack, [g.bits(32) for _ in range(4)]) if g.random() < 0.3 else ()))
-    kind = "jmp" if is_engines(g, s, sel, offset) else g.pick(("jmp", "call", "call"))
-    return prepared(g, s.known, FarTransfer(g.d.dom, s.at, kind, sel, offset, data))
+    return prepared(g, s.known, FarTransfer(g.d.dom, s.at, g.pick(("jmp", "call", "call")), sel, offset, data))
 
 
-@move(110, NAME)
+@move(70, NAME)
 def return_far(g: Generator) -> Sequence[Action]:
     """RET or IRET, on a stack with a frame."""
     s = scene(g, 1)
@@ -371,7 +346,7 @@ def return_far(g: Generator) -> Sequence[Action]:
     return prepared(g, s.known, Return(g.d.dom, s.at, data) if iret else FarTransfer(g.d.dom, s.at, "ret", 0, 0, data))
 
 
-@move(85, NAME)
+@move(55, NAME)
 def interrupt(g: Generator) -> Sequence[Action]:
     """INT of a vector: that of the fast trap, of an exception, of a handler with or without leave."""
     s = scene(g, 2)
@@ -388,7 +363,7 @@ def interrupt(g: Generator) -> Sequence[Action]:
     return [*before, *prepared(g, s.known, Interrupt(g.d.dom, s.at, v, s.data))]
 
 
-@move(50, NAME)
+@move(32, NAME)
 def access(g: Generator) -> Sequence[Action]:
     """A load or store through DS: at a page of every kind, at the end of a segment, through no segment."""
     s = scene(g, 5)
@@ -400,7 +375,7 @@ def access(g: Generator) -> Sequence[Action]:
     return prepared(g, s.known, Access(d.dom, s.at, va, g.random() < 0.5, s.data))
 
 
-@move(80, NAME)
+@move(52, NAME)
 def privileged(g: Generator) -> Sequence[Action]:
     """An instruction that traps, in some ring."""
     name = g.pick(NAMES) if g.random() < 0.5 else g.pick(("pushf", "popf", "popf", "int3", "into", "bound", "fpu", "nop", "nop"))
@@ -418,6 +393,10 @@ def privileged(g: Generator) -> Sequence[Action]:
     at = s.at
     if name == "into" and g.random() < 0.6:
         at.eflags |= 0x800
-    return [*before, *prepared(g, s.known, Privileged(g.d.dom, at, name, data))]
+    action = Privileged(g.d.dom, at, name, data)
+    after: list[Action] = [action] if name == "fpu" and g.random() < 0.6 else []
+    if at.eflags & TF and g.random() < 0.4:     # what a single step has left there
+        after.append(Hypercall(g.d.dom, X.GET_DEBUGREG, (6,)))
+    return [*before, *prepared(g, s.known, action), *after]
 
 

@@ -846,7 +846,7 @@ def other_domain_odd(g: Generator) -> Sequence[Action]:
     return (memory_op(g, g.pick((X.DECREASE, X.INCREASE, X.POPULATE)), (o.first + g.pick(o.hot),), 1, domain=o.dom),)
 
 
-@move(20, NAME)
+@move(34, NAME)
 def linear_chain(g: Generator) -> Sequence[Action]:
     """Tables of one level use each other: a table that is used so may not use others, nor one that uses others be used."""
     d = g.d

@@ -1,4 +1,4 @@
-"""The moves of xen-4.17 programs about descriptors and handlers: tables built and replaced, entries at the edge of what is legal."""
+"""The moves of xen-4.17 programs about descriptors and handlers: tables built and replaced, and what is at the edge of legal."""
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -213,7 +213,8 @@ def write_table_in_force(g: Generator) -> Sequence[Action]:
     if r < 0.7:
         words = frame << 12 | 8 * g.pick(PLACES) | g.pick((X.NORMAL, X.NORMAL, X.PRESERVE_AD, X.MACHPHYS)), odd_entry(g)
         return (g.list_call(X.MMU_UPDATE, words, 1, 0, 0x7FF0), Store(d.dom, va + 8 * g.pick(PLACES), g.bits(64)))
-    return (extended(g, g.pick((X.PIN_L1, X.PIN_L1 + 1, X.UNPIN, X.NEW_BASEPTR, X.CLEAR_PAGE, X.COPY_PAGE)), frame, data_frame(g)),)
+    kind = g.pick((X.PIN_L1, X.PIN_L1 + 1, X.UNPIN, X.NEW_BASEPTR, X.CLEAR_PAGE, X.COPY_PAGE))
+    return (extended(g, kind, frame, data_frame(g)),)
 
 
 @move(6, NAME)
@@ -393,7 +394,8 @@ def swap_gdts(g: Generator) -> Sequence[Action]:
 @move(4, NAME)
 def segment_bases(g: Generator) -> Sequence[Action]:
     """Bases on both sides of what is canonical."""
-    return (Hypercall(g.d.dom, X.SET_SEGMENT_BASE, (g.pick((0, 1, 2, 0, 1, 2, 4, 0xFFFFFFFF, 1 << 32)), g.pick((0, *ADDRESSES)))),)
+    which = g.pick((0, 1, 2, 0, 1, 2, 4, 0xFFFFFFFF, 1 << 32))
+    return (Hypercall(g.d.dom, X.SET_SEGMENT_BASE, (which, g.pick((0, *ADDRESSES)))),)
 
 
 # --- handlers, callbacks, stacks, breakpoints --------------------------------------------------------------------------------
@@ -429,7 +431,8 @@ def set_entries(g: Generator) -> Sequence[Action]:
         at = g.buffer(2)
         return (Hypercall(dom, X.CALLBACK_OP, (command, at), ((at, (kind, g.pick(ADDRESSES))),)),)
     if r < 0.85:
-        return (Hypercall(dom, X.STACK_SWITCH, (g.pick((X.USER_SS, 0xE028, 0, g.bits(64))), g.pick((X.PROGRAM_STACK, *ADDRESSES)))),)
+        ss = g.pick((X.USER_SS, 0xE028, 0, g.bits(64)))
+        return (Hypercall(dom, X.STACK_SWITCH, (ss, g.pick((X.PROGRAM_STACK, *ADDRESSES)))),)
     return (Hypercall(dom, X.FPU_TASKSWITCH, (g.pick((0, 1, 1 << 32, ONES)),)),)
 
 

@@ -205,7 +205,8 @@ def iret(g: Generator) -> Sequence[Action]:
 @move(14, NAME)
 def switch_stack(g: Generator) -> Sequence[Action]:
     """The kernel's stack, for what comes from user mode."""
-    return (Hypercall(g.d.dom, X.STACK_SWITCH, (g.pick((X.USER_SS, 0, X.USER_SS & ~3)), stack(g))),)
+    rsp = stack(g) if g.random() < 0.15 else page(g) + 0x100 + g.below(0xF00)
+    return (Hypercall(g.d.dom, X.STACK_SWITCH, (g.pick((X.USER_SS, 0, X.USER_SS & ~3)), rsp)),)
 
 
 @move(10, NAME)

@@ -31,6 +31,7 @@ from spec.abi import (
     Xen417,
     Xen2003,
 )
+from spec.descriptors import adjusted_descriptor, legal_descriptor
 from spec.frames import LINEAR, NOTHING, PLAIN, TYPED, is_table, is_upper, mfn_of, refers_by
 from spec.kernel import FrameType, Index, Mfn, State, Vpn
 from spec.profile import PAE, X86_32, X86_64, XEN_4_17, XEN_2003, Geometry, Level, Profile
@@ -44,6 +45,20 @@ from spec.tables import (
     xen_entry,
 )
 from spec.vocabulary import FREE_FRAME, pack_frame, unpack_frame
+from spec.x86.descriptors import (
+    ACCESSED,
+    PRESENT,
+    RPL,
+    SEGMENT,
+    base_of,
+    dpl_of,
+    gate_selector,
+    highest,
+    in_limit,
+    is_call_gate,
+    is_conforming,
+    type_of,
+)
 from spec.x86.paging import (
     THROUGH_XEN,
     Fault,
@@ -59,6 +74,8 @@ from spec.x86.paging import (
     mark_used,
     require_segment,
 )
+from spec.x86.segments import kept
+from spec.x86.stacks import holds, moved, place
 from spec.x86.tlb import in_segment, tag_of
 
 WORD: Final = 1 << 64                       # words, addresses and entries are below; a smaller word is among them
@@ -657,3 +674,77 @@ def marks_change_neither_frame_nor_legality(new: bool, t: int, e: int, write: bo
     s = state(new, word={(0, 0): e})
     mark_used(s, ((Mfn(0), Index(0)),), write)
     return s.word[0, 0]  # type: ignore[no-any-return]
+
+
+# --- segments ----------------------------------------------------------------------------------------------------------------
+
+def legal_segment_of_2003_ends_below_xen(q: int) -> bool:
+    """A legal segment that is present is outside ring 0, and its last byte lies below Xen.
+
+    pre: 0 <= q < WORD and q & PRESENT != 0 and q & SEGMENT != 0
+    post: not __return__ or (dpl_of(q) > 0 and base_of(q) + highest(q) < Xen2003.GUEST_END)
+    """
+    return legal_descriptor(state(False), q)
+
+
+def legal_gate_of_2003_leads_to_ring_1(q: int) -> bool:
+    """What is legal, present and no segment is a call gate outside ring 0, by a selector for ring 1.
+
+    pre: 0 <= q < WORD and q & PRESENT != 0 and q & SEGMENT == 0
+    post: not __return__ or (is_call_gate(q) and dpl_of(q) > 0 and gate_selector(q) & RPL == 1)
+    """
+    return legal_descriptor(state(False), q)
+
+
+def descriptor_of_4_17_has_no_privilege(q: int) -> int:
+    """What Xen stores for a legal descriptor is legal and stays as it is; a segment of ring 3, a gate that ring 3 can't use.
+
+    pre: 0 <= q < WORD and legal_descriptor(state(True), q)
+    post: legal_descriptor(state(True), __return__) and adjusted_descriptor(state(True), __return__) == __return__
+    post: __return__ & PRESENT == 0 or __return__ & SEGMENT == 0 or dpl_of(__return__) == 3
+    post: __return__ & (PRESENT | SEGMENT) != PRESENT or type_of(__return__) == 0 or dpl_of(__return__) == 0
+    """
+    return adjusted_descriptor(state(True), q)
+
+
+def use_of_a_segment_makes_nothing_legal(new: bool, q: int) -> bool:
+    """That the processor marks a segment as used does not decide whether it is legal.
+
+    pre: 0 <= q < WORD and q & SEGMENT != 0
+    post: __return__ == legal_descriptor(state(new), q | ACCESSED)
+    """
+    return legal_descriptor(state(new), q)
+
+
+def segment_is_kept_or_emptied(value: int, q: int, ring: int) -> int:
+    """A return outwards leaves a register as it was, or empty: that of code that conforms, or of no inner ring's, as it was.
+
+    pre: 0 <= value < 1 << 16 and 0 <= q < WORD and 0 <= ring < 4
+    post: __return__ == (value if dpl_of(q) >= ring or is_conforming(q) else 0)
+    """
+    return kept(value, q, ring)
+
+
+def room_on_a_stack_is_that_of_each_word(q: int, start: int, words: int, wide: bool) -> bool:
+    """One word more has room just if the others have, and it lies within the limits itself; no words always have.
+
+    pre: 0 <= q < WORD and 0 <= start < 1 << 32 and 0 <= words < 40
+    post: __return__ == (holds(q, start, words, width(wide)) and in_limit(q, place(q, start, words * width(wide)), width(wide)))
+    post: holds(q, start, 0, width(wide))
+    """
+    return holds(q, start, words + 1, width(wide))
+
+
+def width(wide: bool) -> int:
+    """Bytes of a word on the stack."""
+    return 4 if wide else 2
+
+
+def stack_pointer_moves_there_and_back(q: int, esp: int, by: int) -> int:
+    """What was pushed and popped again leaves the pointer as it was, and a 16-bit stack never moves its upper half.
+
+    pre: 0 <= q < WORD and 0 <= esp < 1 << 32 and 0 <= by < 1 << 10
+    post: moved(q, __return__, by) == esp
+    post: place(q, __return__, 0) == place(q, esp, -by)
+    """
+    return moved(q, esp, -by)

@@ -66,7 +66,9 @@ def write_planted(plant: Plant, folder: Path) -> None:
 
 # Which transitions use a guard.
 USERS: Final = {"ENTRY-1": ("write_entry", "validate_entry"), "VALID-2": ("finish", "skip_absent", "validate_entry"),
-                "TLB-7": ("walk_step",)}
+                "TLB-7": ("walk_step",),
+                "RING-1": ("fetch", "enter", "set_trap"), "RING-2": ("load_stack_segment", "jump", "call", "fast_trap"),
+                "FLAT-1": ("set_handler", "switch_kernel_stack", "set_debug_64")}
 
 
 def dropped_conjuncts() -> tuple[Plant, ...]:
@@ -78,8 +80,8 @@ def dropped_conjuncts() -> tuple[Plant, ...]:
 
 TABLES, FRAMES, REGISTERS, RESERVATION, TLB, PAGING, PROFILE = (
     "spec.tables", "spec.frames", "spec.registers", "spec.reservation", "spec.x86.tlb", "spec.x86.paging", "spec.profile")
-DESCRIPTORS, RINGS, SEGMENTS, STACKS, TRANSFERS = (
-    "spec.descriptors", "spec.rings", "spec.x86.segments", "spec.x86.stacks", "spec.x86.transfers")
+DESCRIPTORS, RINGS, SEGMENTS, STACKS, TRANSFERS, INTERRUPTS = (
+    "spec.descriptors", "spec.rings", "spec.x86.segments", "spec.x86.stacks", "spec.x86.transfers", "spec.x86.interrupts")
 
 BY_HAND: Final = (
     Plant("old-reference-lost", "the replaced entry's reference is not given back", TABLES,
@@ -242,6 +244,18 @@ BY_HAND: Final = (
     Plant("ldt-looked-up-as-gdt", "the limit of the LDT bounds both tables", RINGS,
           "    if selector & TI != 0:\n        return i < s.ldt_entries[d]\n", "    return i < s.ldt_entries[d]\n",
           first=("xens_descriptors_are_always_in_force",)),
+    Plant("hypercalls-vector-as-a-fast-trap", "the vector of hypercalls may be a fast trap's", RINGS,
+          "    return v == 0x80 or (", "    return v == 0x80 or v == 0x82 or (", first=("every_trap_gets_to_xen",)),
+    Plant("xens-entries-beyond-the-limit", "a GDT may be so short that Xen's own descriptors are beyond its limit", DESCRIPTORS,
+          "require((entries >= Xen2003.RESERVED_END) |", "require((entries >= Xen2003.RESERVED) |", first=("set_gdt_entries",)),
+    Plant("fetched-beyond-the-page", "a look-up reads the descriptor that follows the one it should", RINGS,
+          "Index((selector >> 3 & 0x1FF) * s", "Index(((selector >> 3) + 1 & 0x1FF) * s",
+          first=("xens_descriptors_are_always_in_force",)),
+    Plant("gate-into-ring-0", "a gate of the IDT leads from a guest's ring to wherever it says", INTERRUPTS,
+          "    if not is_code(q) or dpl_of(q) > cpl:\n        raise Fault(GP, error_code(target) | ext)",
+          "    if not is_code(q):\n        raise Fault(GP, error_code(target) | ext)", first=("fast_trap",)),
+    Plant("stack-of-the-callers", "a call to an inner ring stays on the caller's stack", TRANSFERS,
+          "    inner = r._replace(cs=cs, ss=ss,", "    inner = r._replace(cs=cs, ss=r.ss,", first=("call",)),
     Plant("stack-of-any-ring", "SS takes a segment of any privilege", SEGMENTS,
           "    if selector & RPL != ring or not is_writable(q) or dpl_of(q) != ring:\n",
           "    if selector & RPL != ring or not is_writable(q):\n", first=("load_stack_segment",)),

@@ -27,7 +27,7 @@ from spec.tables import is_xen_slot, xen_entry
 EFFORT: Final = 300_000_000                 # of the solver, for one state
 WISH_EFFORT: Final = 5_000_000              # for one wish
 WISHES: Final = 60                          # questions about wishes, for one state
-ROUNDS: Final = 12                          # of adding what the audit found
+ROUNDS: Final = 8                           # of adding what the audit found
 IntKey = tuple[int, ...]
 Lookup = tuple[str, Key]
 
@@ -104,9 +104,11 @@ def lookups(formulas: Iterable[Value], mark: str = "") -> Iterator[Lookup]:
 
 @dataclass(frozen=True, slots=True)
 class Try:
-    """How a state is looked for: a tame one has no unknown owners; a filled one has `fillers`; `settled` needs no instances."""
+    """How a state is looked for: a tame one has no unknown owners, but with `others` one more domain; a filled one has `fillers`;
+    `settled` needs no instances."""
     formulas: list[Value]
     tame: bool = False
+    others: bool = False
     filled: bool = False
     settled: frozenset[tuple[str, Key]] = frozenset()
 
@@ -122,7 +124,8 @@ class Witnesses:
         hopeful = Try([*formulas, *hopes(path, self.args)], tame=True, settled=settled(path))
         tame, untamed = Try(formulas, tame=True), Try(formulas)
         filled = [tame, replace(tame, filled=True)] if fillers(formulas, path) else [tame]
-        for attempt in (hopeful, *filled, untamed, replace(untamed, filled=True)):
+        others = [replace(attempt, others=True) for attempt in filled]
+        for attempt in (hopeful, *filled, *others, untamed, replace(untamed, filled=True)):
             try:
                 return self.refined(attempt, path)
             except NoWitness as none:
@@ -152,6 +155,8 @@ class Witnesses:
         keys, stretches = keys_of(attempt.formulas, path)
         if attempt.tame:
             keys.add(("dom",), self.args[:1])
+        if attempt.others:
+            keys.add(("dom",), (node("dom_spare"),))
         if attempt.filled:
             keys.touch(("word", key) for _, _, key in fillers(attempt.formulas, path))
         for _ in range(ROUNDS):

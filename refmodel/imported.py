@@ -135,7 +135,7 @@ def imported_machine(setup: Setup, image: Image) -> Machine:
     machine.shared = {d: image.shared_info.get(d, 0) for d in machine.shared}
     state.opaque = frozenset(image.shared_info.values())
     machine.choices.eager = True            # QEMU's processor
-    machine.gate_shift, machine.marks_faults = 4, False
+    machine.gate_shift, machine.marks_faults, machine.marks_segments = 4, False, False
     machine.pool_size = image.frames - len(image.table)
     return machine
 
@@ -193,6 +193,9 @@ def add_xens(out: Imported, image: Image, views: dict[int, FrameView]) -> None:
     held = out.state.maps["xen_held"]
     for r in kept:
         held[r.mfn] = held[r.mfn] + r.typed
+    for place, f in image.gdt.items():      # these the state has a map for
+        out.state.maps["has_gdt"][place], out.state.maps["gdt"][place] = True, f
+        held[f] = held[f] - 1
     unfinished = [XenReference(f, "unfinished table", 1, 1) for f in image.left if views[f].partial]
     for r in unfinished:                    # what the vCPU has in hand
         out.state.maps["held_type"][r.mfn] = out.state.maps["held"][r.mfn] = 1

@@ -184,7 +184,7 @@ def is_adjusted_descriptor(s: State, old: int, q: int) -> bool:
 
 
 def give_up(s: State, mark: int) -> None:
-    """Back to a mark; but entries and descriptors that a failed validation had adjusted already stay as it adjusted them (X-2)."""
+    """Back to a mark; but entries and descriptors that a failed validation had adjusted stay as it adjusted them (X-2)."""
     state = cast(ConcreteState, s)
     changed: dict[tuple[Mfn, Index], int] = {}
     if s.profile.adjusts:

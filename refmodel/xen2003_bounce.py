@@ -137,9 +137,13 @@ class Bounces(SegmentLoads):
     # --- into its kernel ---
 
     def trapped(self, d: DomId, saved: Saved, vector: int, *more: int) -> Registers:
-        """The guest's handler of a vector is entered, with its frame and more words below; then Xen's way out."""
-        if masks_events(vector, self.s.trap_flags[d, Index(vector)]):
+        """The guest's handler of a vector is entered, which may mask events; then Xen's way out."""
+        if masks_events(self.s.trap_flags[d, Index(vector)]):
             self.mask_events(d)
+        return self.handled(d, saved, vector, *more)
+
+    def handled(self, d: DomId, saved: Saved, vector: int, *more: int) -> Registers:
+        """The same, whatever the handler asks for: a frame, with more words below it."""
         return self.way_out(d, self.bounce(d, saved, vector, (*frame_words(saved), *more)))[0]
 
     @check("BOUNCE-1", source="xen-2003.md §7.5 (W-48)")

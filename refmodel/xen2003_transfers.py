@@ -134,7 +134,7 @@ class Transfers(Bounces):
                 return self.fault(d, r, fault)
         if steps and r.eflags & flags.TF:
             set_debug(self.s, d, Index(6), SINGLE_STEP)
-            return self.trapped(d, saved_of(after), DB)
+            return self.handled(d, saved_of(after), DB)
         return after
 
     def fault(self, d: DomId, r: Registers, fault: Fault) -> Registers:

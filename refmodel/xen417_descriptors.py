@@ -1,4 +1,4 @@
-"""Descriptor tables of Xen 4.17 on the model: set_gdt, update_descriptor, and the pages of the LDT (xen-4.17.md §6; X-29 to X-32)."""
+"""Descriptor tables of Xen 4.17 on the model: set_gdt, update_descriptor, the pages of the LDT (xen-4.17.md §6; X-29 to X-36)."""
 from struct import unpack
 
 from refmodel.guest import demand, mark_way

@@ -28,7 +28,7 @@ class SegmentLoads(TrapCalls):
         return Outcome()
 
     def load_quietly(self, d: DomId, selector: int) -> None:
-        """Xen loads GS in ring 0, by the selector with RPL 3; if it cannot be loaded, the null selector takes its place (X-33)."""
+        """Xen loads GS in ring 0, by the selector with RPL 3; if it cannot be loaded, the null selector stands in (X-33)."""
         selector |= 0 if is_null(selector) else RPL
         try:
             if not self.has_page(d, selector):

@@ -39,7 +39,7 @@ from spec.vocabulary import (
     code_of_64,
     code_words_64,
 )
-from spec.x86.descriptors import RPL
+from spec.x86.descriptors import RPL, is_code
 from spec.x86.flags import AC, ALL, ID, IF, NT, RF, STATUS, TF, VM, popped
 from spec.x86.long_interrupts import interrupt_return_64
 from spec.x86.long_mode import far_call_64, far_jump_64, far_return_64, is_64, is_unknown_code
@@ -55,7 +55,7 @@ XEN_CS = Segment(0xE008, CODE_64)
 SYSTEM_CALL_VECTOR = 0x80                   # has a gate of its own, open to all
 OWN_GATES = {3: BP, 4: OF}
 LAST_CALLBACK = X.BEHIND_USER_PAD           # pads below are the kernel's
-LATE_TARGET, LOST_FLAGS, STALE_STACK, NO_MODE = "late target", "lost flags", "stale stack", "no mode"   # what a machine may do otherwise: see `oracle.ground`
+LATE_TARGET, LOST_FLAGS, STALE_STACK, OTHER_MODE = "late target", "lost flags", "stale stack", "other mode"   # what a machine may do otherwise: see `oracle.ground`
 
 # What Xen makes of instructions: for the kernel; for applications those of EVERYBODY only, any other is a general protection.
 EMULATED = frozenset({"clts", "mov_from_cr0", "mov_to_cr4", "mov_from_dr7", "mov_to_dr7", "wbinvd", "rdmsr"})
@@ -87,11 +87,12 @@ class Guest:
 class TransferCalls(SegmentLoads):
     """A machine whose guests run.
 
-    `gate_shift` and `marks_faults` are habits of the processor: how it tells the gate of an INT n in an error code, and that
-    it sets RF in what it pushes for a fault.
+    Habits of the processor are how it tells the gate of an INT n in an error code (`gate_shift`), that it sets RF in what it
+    pushes for a fault, and that it marks the segments that a transfer loads.
     """
     gate_shift = 3
     marks_faults = True
+    marks_segments = True
 
     def transfer(self, action: Transfer) -> Outcome:
         """One action: stores, Xen's way out, one instruction, and what comes of it."""
@@ -100,7 +101,9 @@ class TransferCalls(SegmentLoads):
         self.set_upcalls(d, X.UPCALL_MASK)
         try:
             self.enter_mode(d, False)
-            self.require_steady(d, at)
+            user = at.cs & RPL == RPL
+            for page in {va >> 12 for va in (at.eip, at.esp, at.esp + 71 & ADDRESSES, *(va for va, _ in action.data))}:
+                self.require_steady(d, page << 12, user)
             for va, words in (*action.data, (at.eip, code_words_64(action, behind(at)))):
                 self.store_data(d, va, words)
             if self.s.word[Mfn(self.shared[d]), Index(0)] & ~X.UPCALL_PENDING != X.UPCALL_MASK:
@@ -164,21 +167,24 @@ class TransferCalls(SegmentLoads):
         """Events are delivered as long as there are any, and then the guest runs, if the processor lets it."""
         while self.upcalls(d) & 0xFF and self.upcalls(d) & X.UPCALL_MASK == 0:
             self.bounce(d, g, self.s.trap_ip[d, Index(X.VECTORS + X.EVENT)], True)
-        if g.quick and is_canonical_64(g.rip):
-            g.rcx, g.r11, g.cs, g.ss = g.rip, g.rflags, X.KERNEL_CS, X.USER_SS
-            g.rflags &= ALL ^ (RF | VM)
-            return
+        if g.quick:
+            g.rcx, g.r11 = g.rip, g.rflags
+            if is_canonical_64(g.rip):
+                g.cs, g.ss = X.KERNEL_CS, X.USER_SS
+                g.rflags &= ALL ^ (RF | VM)
+                return
         words = (g.rip, g.cs, g.rflags, g.rsp, g.ss)
         inside = Registers(XEN_CS, *(NO_SEGMENT,) * 5, 0, 0, 2)
         try:
             out = interrupt_return_64(inside, self.table(d, True), lambda at: words[at >> 3], 8)
         except Fault as fault:
+            if fault.vector == GP and fault.error == 0 and is_canonical_64(g.rip) and not X.PADS <= g.rip < pad(X.BACK_PAD):
+                raise ModelError("Xen looks at the instruction to which it cannot return") from None
             self.exception(d, g, fault)
             return
         if not is_64(out.cs.q):
             raise ModelError("the guest would go on in compatibility mode")
-        self.mark_loaded(d, g.cs)
-        self.mark_loaded(d, g.ss)
+        self.mark_used(d, g.cs, g.ss)
 
     def table(self, d: DomId, inside: bool = False) -> Callable[[int], int]:
         """The descriptors in force; a page of the LDT that is missing while Xen returns is outside the vocabulary."""
@@ -188,10 +194,15 @@ class TransferCalls(SegmentLoads):
                     raise ModelError("a page of the LDT is missing while Xen returns")
                 self.require_page(d, selector, 0)
             q = self.found(d, selector)
-            if is_unknown_code(q):
-                self.concrete.lost = NO_MODE
+            if is_code(q) and (is_unknown_code(q) or not is_64(q)):
+                self.concrete.lost = OTHER_MODE
             return q
         return look_up
+
+    def mark_used(self, d: DomId, *selectors: int) -> None:
+        """The descriptors of segments that a transfer has loaded are marked."""
+        for selector in selectors if self.marks_segments else ():
+            self.mark_loaded(d, selector)
 
     # --- Xen's way in: frames ---
 
@@ -204,6 +215,9 @@ class TransferCalls(SegmentLoads):
         if is_xens_stack(top):
             raise Killed
         words = frame_64(saved, masked, code)
+        ends = {(top - 8) & ADDRESSES, (top - 8 * len(words)) & ADDRESSES}
+        if not all(self.is_sure(d, Vpn(page)) for page in {va >> 12 for va in ends}):
+            self.concrete.lost = STALE_STACK
         for at, word in zip(places(top, len(words)), words, strict=True):
             self.store_frame_word(d, at, word)
         if masks:
@@ -220,8 +234,6 @@ class TransferCalls(SegmentLoads):
             translate(self.s, self.choices, d, va, False, True, False, own=True)
         except Fault:
             raise Killed from None
-        if self.walk(d, va, False, True) is None:
-            self.concrete.lost = STALE_STACK
         guest_store(self.s, d, tag_of(Vpn(va >> 12), False), Index((va & 0xFFF) >> 3), word)
 
     def handle(self, d: DomId, g: Guest, vector: int, code: int | None = None) -> None:
@@ -282,15 +294,25 @@ class TransferCalls(SegmentLoads):
                 if read_word(self.s, self, entry, g.rip + 8 * n, 0) != word:
                     raise ModelError("what is fetched is not the instruction")
 
-    def require_steady(self, d: DomId, at: Context) -> None:
-        """Whatever translation the processor uses for the code's page, it finds the same frame, or none."""
-        user = at.cs & RPL == RPL
-        frames = {self.walk(d, at.eip, False), self.walk(d, at.eip, user), None}
-        for fetch in (True, False):
-            first = tag_of(Vpn(at.eip >> 12), fetch)
-            frames |= {self.s.tlb[d, tag] >> 12 & self.profile.mfn_mask for tag in (first, older(first)) if is_live(self.s, d, tag)}
-        if len(frames) > 2:
-            raise ModelError("code in a page that the processor may take for another")
+    def require_steady(self, d: DomId, va: int, user: bool) -> None:
+        """A page that one mode writes and another reads or fetches must be the same for all of them, or absent."""
+        if not self.is_steady(d, va, user):
+            raise ModelError("a page that the processor may take for another")
+
+    def is_steady(self, d: DomId, va: int, user: bool) -> bool:
+        """Whatever translation the processor uses for a page, it finds the same frame, or none."""
+        frames = {self.walk(d, va, False), self.walk(d, va, True) if user else None, None} | self.cached(d, Vpn(va >> 12))
+        return len(frames) <= 2
+
+    def is_sure(self, d: DomId, page: Vpn) -> bool:
+        """A store of Xen's goes to the same frame, or fails, whatever translation the processor uses."""
+        cached = self.cached(d, page)
+        return not cached or cached == {self.walk(d, page << 12, False, True)}
+
+    def cached(self, d: DomId, page: Vpn) -> set[int | None]:
+        """The frames that cached translations of a page name."""
+        tags = [tag for fetch in (True, False) for tag in (tag_of(page, fetch), older(tag_of(page, fetch)))]
+        return {self.s.tlb[d, tag] >> 12 & self.profile.mfn_mask for tag in tags if is_live(self.s, d, tag)}
 
     def perform(self, d: DomId, g: Guest, after: Guest, action: Transfer) -> bool:
         """Perform it: `after` are the registers behind it.  True if the guest has already landed elsewhere."""
@@ -357,16 +379,18 @@ class TransferCalls(SegmentLoads):
     def push(self, d: DomId, g: Guest, after: Guest, word: int) -> None:
         """A word goes on the guest's stack."""
         after.rsp = (g.rsp - 8) & ADDRESSES
-        self.check_stack(g, after.rsp)
+        self.check_stack(d, g, after.rsp, True)
         self.store_word(d, after.rsp, word, g.user)
 
     def pop(self, d: DomId, g: Guest) -> int:
         """The word on the guest's stack."""
-        self.check_stack(g, g.rsp)
+        self.check_stack(d, g, g.rsp)
         return load(self.s, self.choices, self, d, g.rsp, g.user)
 
-    def check_stack(self, g: Guest, at: int) -> None:
+    def check_stack(self, d: DomId, g: Guest, at: int, stores: bool = False) -> None:
         """Words on a stack lie at canonical addresses, or the fault is another; they are aligned if that is checked."""
+        if stores and not self.is_sure(d, Vpn(at >> 12)):
+            self.concrete.lost = STALE_STACK
         if not is_canonical_64(at) or not is_canonical_64(at + 7 & ADDRESSES):
             raise ModelError("a stack at an address that is not canonical")
         if g.rflags & AC and at & 7:
@@ -389,11 +413,11 @@ class TransferCalls(SegmentLoads):
                 called = far_call_64(r, look_up, selector, offset, 8)
                 new = called.registers
                 for at, word in called.pushed:
-                    self.check_stack(g, at)
+                    self.check_stack(d, g, at, True)
                     store(self.s, self.choices, d, at, word, g.user)
         if not is_64(new.cs.q):
             raise ModelError("the guest would go on in compatibility mode")
-        self.mark_loaded(d, new.cs.selector)
+        self.mark_used(d, new.cs.selector)
         after.rip, after.cs, after.rsp = offset, new.cs.selector, new.esp
 
     def pointer(self, d: DomId, g: Guest, action: FarTransfer) -> tuple[int, int]:

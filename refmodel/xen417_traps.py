@@ -1,4 +1,4 @@
-"""What a guest of Xen 4.17 says of its handlers, callbacks, stacks, breakpoints and segment bases, on the model (xen-4.17.md §7, §11).
+"""What a guest of Xen 4.17 says of its handlers, callbacks, stacks and breakpoints, on the model (xen-4.17.md §6.5, §7, §11).
 
 A guest whose code is ours has some handlers of ours, which it gets back after each call that changes them (X-40).
 """
@@ -45,7 +45,7 @@ class TrapCalls(DescriptorCalls):
 
     @check("TRAP-30", source="xen-4.17.md §7.1 do_set_trap_table")
     def store_handlers(self, d: DomId, at: int) -> int:
-        """Handlers are stored one by one, up to one without an address; those before one that is refused stay; no list: all go."""
+        """Handlers are stored one by one, up to one without an address; those before a bad one stay; no list: all go."""
         if at == 0:
             for v in range(X.VECTORS):
                 clear_handler(self.s, d, Index(v))

@@ -4,7 +4,7 @@ A frame is a row of words in the order in which they are pushed, so the last one
 """
 from typing import Final, NamedTuple
 
-from spec.abi import AC, DB, NP, PF, SS, TS, Xen2003
+from spec.abi import AC, NP, PF, SS, TS, Xen2003
 from spec.abi import GP as GENERAL
 from spec.kernel import predicate
 from spec.x86.descriptors import RPL
@@ -80,9 +80,9 @@ def may_int(flags: int, ring: int) -> bool:
 
 
 @predicate
-def masks_events(vector: int, flags: int) -> bool:
-    """Entering the handler masks events; the one for single steps is entered without a look at it."""
-    return flags & Xen2003.EVENTS_MASKED != 0 and vector != DB
+def masks_events(flags: int) -> bool:
+    """Entering the handler masks events."""
+    return flags & Xen2003.EVENTS_MASKED != 0
 
 
 @predicate

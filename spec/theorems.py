@@ -5,7 +5,7 @@ from spec.abi import DF, NOBODY, RW, WRITABLE, A, Xen417, Xen2003
 from spec.descriptors import descriptor_at, is_closed, is_safe, is_xens_place
 from spec.frames import is_checked, is_descriptors, may_use, mfn_of
 from spec.kernel import DomId, Index, Mfn, State, Tag, predicate, theorem
-from spec.rings import CS, SS, found, gate_of, has_page, is_fast, registers, ring_of, tss_of, xens_descriptor
+from spec.rings import CS, SS, found, gate_of, has_page, registers, ring_of, tss_of, xens_descriptor
 from spec.tables import is_xen_slot, legal_bits, xen_entry
 from spec.x86 import transfers
 from spec.x86.descriptors import (
@@ -247,6 +247,7 @@ def what_a_checked_table_offers_is_a_guests(s: State, g: Mfn, i: Index, ring: in
     return is_call_gate(q)
 
 
+EXCEPTIONS: Final = 32                      # the processor's vectors are below
 FLAT_CODE: Final = Xen2003.DESCRIPTORS[Xen2003.XEN_CS >> 3] | ACCESSED
 FLAT_STACK: Final = Xen2003.DESCRIPTORS[Xen2003.XEN_DS >> 3] | ACCESSED
 
@@ -260,7 +261,7 @@ def every_trap_gets_to_xen(s: State, d: DomId, v: Index, esp: int, code: bool) -
     ring, gate = ring_of(s, d), gate_of(s, d, v)
     if v != 0 and v == s.fast_trap[d]:
         q = found(s, d, gate_selector(gate))
-        return is_fast(v) and (not is_entered(q, ring) or is_below_xen(s, q))
+        return v >= EXCEPTIONS and v != Xen2003.HYPERCALL_VECTOR and (not is_entered(q, ring) or is_below_xen(s, q))
     cs, ss = found(s, d, Xen2003.XEN_CS), found(s, d, Xen2003.XEN_DS)
     if cs | ACCESSED != FLAT_CODE or ss | ACCESSED != FLAT_STACK:
         return False

@@ -331,7 +331,8 @@ class Image:
     other frames that were asked for.  `m2p`: the words that are not all ones.  `base`, `user_base`: domain -> frame of vCPU 0's
     root table (a domain without one is absent); `other_roots`: those of further vCPUs.  `xen_slots`: what Xen keeps in its slots
     of domain 0's root tables, as `Setup` has it; `domain_slot`: domain -> the word of the one slot that is each domain's own.
-    `descriptors`: frame of a guest's descriptor table -> how often Xen has it mapped for a vCPU.  `pages`, `xen_pages`,
+    `descriptors`: frame of a guest's descriptor table -> how often Xen has it mapped for a vCPU; `gdt` are those that make up the
+    GDT of vCPU 0: (domain, page) -> frame.  `pages`, `xen_pages`,
     `max_pages`: what Xen's records of a domain say: frames of its memory, of Xen's that it shares, and the limit of the former.
     `shared_info`: domain -> the frame of that name.  `registered`: frame of a guest's that it has registered for Xen to write to
     -> how often.  `left`: tables of which a vCPU has yet to give up a reference, in a later hypercall.
@@ -347,6 +348,7 @@ class Image:
     xen_slots: tuple[int, ...] = ()
     domain_slot: dict[int, int] = field(default_factory=dict)
     descriptors: dict[int, int] = field(default_factory=dict)
+    gdt: dict[tuple[int, int], int] = field(default_factory=dict)
     pages: dict[int, int] = field(default_factory=dict)
     xen_pages: dict[int, int] = field(default_factory=dict)
     max_pages: dict[int, int] = field(default_factory=dict)

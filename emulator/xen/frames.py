@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from spec.abi import DOMID_IO, DOMID_XEN, L1, L4, NOBODY, PAGE_SIZE, PSE, P, Xen417
+from spec.abi import DOMID_IO, DOMID_XEN, L1, L4, NOBODY, PAGE_SIZE, PSE, SEG_DESC, P, Xen417
 from spec.vocabulary import FREE_FRAME, FrameView, Image
 
 Array = npt.NDArray[Any]
@@ -38,6 +38,7 @@ PORT_OPS, FIFO = 31, 32                             # of event channels: code of
 VCPU_INFO, OF_DOMAIN, INFO_FRAME, VCPU_FIFO = 1, 2, 70, 71
 XEN_TEXT: Final = 0xFFFF82D040000000                # Xen's own image, a gigabyte
 EVENT_PAGES: Final = 128                            # at most, of a domain
+GDT_PAGES: Final = 14                               # that a guest can have
 # --- struct vcpu: words relative to guest_table, whose own place is searched for
 USER_TABLE, OLD_TABLE, OLD_HOLDER, OLD_PARTIAL, CR3 = -1, 1, 2, 3, 4
 
@@ -386,8 +387,22 @@ def add_slots(out: Image, frames: FrameTable, records: dict[int, int]) -> None:
         for e in own:
             out.domain_slot[d] = e
             out.descriptors.update(descriptors(memory, (e & ADDRESS) >> 12))
+            owned = {v.mfn for v in out.table if v.owner == d and v.type == SEG_DESC}
+            out.gdt.update({(d, n): f for n, f in enumerate(gdt_frames(memory, (e & ADDRESS) >> 12)) if f in owned})
     words[DOMAIN_SLOT] = out.domain_slot.get(0, 0)
     out.xen_slots = tuple(words.values())
+
+
+def gdt_frames(memory: Memory, l3: int) -> list[int]:
+    """The frames of vCPU 0's GDT, the first of these tables; 0 where nothing is mapped."""
+    table = l3
+    for _ in range(2):
+        e = memory.word(table, 0)
+        if not e & P:
+            return []
+        table = (e & ADDRESS) >> 12
+    words = [memory.word(table, n) for n in range(GDT_PAGES)]
+    return [(e & ADDRESS) >> 12 if e & P else 0 for e in words]
 
 
 def descriptors(memory: Memory, l3: int) -> Counter[int]:

@@ -21,7 +21,7 @@ from emulator.xen.subject import Layout, choose, subject
 from emulator.xen.turns import Died, Turns, code
 from emulator.xen.version import running
 from spec.abi import DOMID_IO, DOMID_XEN, L1, L4, NOBODY, PSE, Xen417
-from spec.vocabulary import Action, DomainSetup, Image, Observation, Outcome, Setup, pack_frame
+from spec.vocabulary import KILLED, Action, DomainSetup, Image, Observation, Outcome, Setup, Transfer, pack_frame
 
 PROFILE: Final = "xen-4.17"
 XENS: Final = np.uint64(pack_frame(DOMID_XEN, 0, 0, 0, False))
@@ -30,6 +30,7 @@ BOOTED, LAID_OUT = "booted", "laid-out"     # the snapshots
 LEAST: Final = 16                           # pages, of a machine that only shows what it is
 LOWEST: Final = 2                           # pages at the bottom of the address space, which programs reach
 BEHIND: Final = 2                           # frames of a domain behind its memory for programs that these name, too
+DEATHS: Final = ("domain 0 crashed", "a domU crashed")
 HEADROOM: Final = 5                         # frames that a domU may have beyond what it has
 
 
@@ -46,6 +47,7 @@ class XenTarget:
         self._machine: RealXen | None = None
         self._layouts: tuple[Layout, ...] = ()      # of domains 0, 1, …
         self._dead = False
+        self.killed = False                         # Xen gave a domain up, as the outcome says
         self._sent = self._done = 0                 # actions: in the batch that was sent last; answered since the reset
 
     @property
@@ -132,7 +134,8 @@ class XenTarget:
         self._suit(setup)
         self.machine.restore(LAID_OUT)
         self._allocations.reset()
-        self._dead, self._done = False, 0
+        self._dead = self.killed = False
+        self._done = 0
 
     def run(self, actions: Sequence[Action]) -> list[Outcome]:
         """Run actions from the present state on, in batches; a call that may hand frames out is one of its own."""
@@ -141,6 +144,8 @@ class XenTarget:
         for n, action in enumerate(actions):
             if self._allocations.may_follow(action):
                 self._perform(actions[first:n], result)
+                if self.killed:
+                    return result
                 self._allocations.look()
                 self._perform(actions[n:n + 1], result)
                 result[-1].chose = self._allocations.of(action, self._base(action.dom))
@@ -152,10 +157,18 @@ class XenTarget:
         return result
 
     def _perform(self, actions: Sequence[Action], result: list[Outcome]) -> None:
-        """Actions in one go, if there are any."""
-        if actions:
-            self.send([code(action) for action in actions])
+        """Actions in one go, if there are any; none once a domain has been killed."""
+        if not actions or self.killed:
+            return
+        self.send([code(action) for action in actions])
+        try:
             result += outcomes(actions, self.receive())
+        except HarnessError as error:
+            death = error.__cause__
+            if not isinstance(death, Died) or death.reason not in DEATHS or not isinstance(actions[death.at], Transfer):
+                raise
+            result += [*outcomes(actions[:death.at], self._turns.complete()), Outcome(KILLED)]
+            self.killed = True
 
     def _alive(self) -> Turns:
         """The executors, if they live."""

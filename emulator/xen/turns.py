@@ -21,7 +21,7 @@ class Died(Exception):
 
     def __init__(self, at: int, crash: Crashed) -> None:
         super().__init__(str(crash))
-        self.at = at
+        self.at, self.reason = at, crash.reason
 
 
 def code(action: Action) -> bytes:
@@ -81,6 +81,16 @@ class Turns:
             if not guest.is_done:
                 raise HarnessError(f"domain {guest.domid} gave its turn back before its batch was done")
         return b"".join([guest.results()[row.start * RESULT_SIZE:row.stop * RESULT_SIZE] for guest, row in self._places])
+
+    def complete(self) -> bytes:
+        """The results of the actions that are complete: of a machine that died all that it will ever give."""
+        out = list[bytes]()
+        for guest, row in self._places:
+            here = min(max(guest.progress - row.start, 0), len(row))
+            out.append(bytes(guest.results()[row.start * RESULT_SIZE:(row.start + here) * RESULT_SIZE]))
+            if here < len(row):
+                break
+        return b"".join(out)
 
     def _done(self) -> int:
         """How many actions are complete."""

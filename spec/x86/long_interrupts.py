@@ -132,7 +132,7 @@ def interrupt_return_64(r: Registers, table: Table, read: Read, size: int) -> Re
     # step 4: RSP and SS lie on the stack
     check_popped(r, 3 * size, 2, size)
     ss = return_stack_64(table, read(top(r, 4 * size)) & 0xFFFF, cs)
-    # step 5: the return address is one to go to
+    # step 5: the return address is one to go to (the manual also names this ahead of step 3, with null SSs, which depend on CS)
     check_target(cs.q, address)
     after = on_stack(r, cs, ss, read(top(r, 3 * size)))._replace(eip=address, eflags=eflags)
     return after if ring == cpl else kept_64(after, ring)

@@ -99,7 +99,8 @@ def test_a_double_fault(cells):
 def test_stores_at_the_ends_of_the_address_space_leave_the_machine_alone(cells):
     for rsp in (0, 8, 48, HOLE, HOLE - 8, HIGH + 8):
         cells.perform(LongTrial(b"\x50", 0, registers={"rsp": rsp, "rax": (1 << 64) - 1}))
-        assert cells.perform(LongTrial(b"\x58", 0, registers={"rsp": rsp - 8 & (1 << 64) - 1})).rax == 0, "and the next finds zeros"
+        end = cells.perform(LongTrial(b"\x58", 0, registers={"rsp": rsp - 8 & (1 << 64) - 1}))
+        assert end.rax == 0, "the next trial finds zeros"
         assert cells.perform(LongTrial(b"\x90", 3)).vector == -1
 
 

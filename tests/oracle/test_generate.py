@@ -75,7 +75,7 @@ def test_programs_can_be_written_and_read(profile: str) -> None:
 def test_hypercalls_of_every_kind_mostly_succeed(profile: str) -> None:
     made, done = Counter[int](), Counter[int]()
     known = HYPERCALLS[profile]
-    for _, actions, outcomes in programs(setup_of(profile), 100):
+    for _, actions, outcomes in programs(setup_of(profile), 150):
         for action, outcome in zip(actions, outcomes, strict=True):
             if isinstance(action, Hypercall) and action.nr in known:
                 made[action.nr] += 1

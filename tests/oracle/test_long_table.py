@@ -70,7 +70,7 @@ def test_the_table_says_what_the_manual_says(processor):
     assert end("64-bit code", 0, "CALL gate", 3, 0) == "→0"
     assert end("32-bit code", 0, "CALL gate", 3, 0) == "#GP"
     assert end("64- and 32-bit code", 3, "JMP", 3, 3) == "#GP"
-    assert end("reserved 9" if "reserved 9" in LONG_KINDS else "TSS", 0, "JMP", 0, 0) == "#GP"
+    assert end("TSS", 0, "JMP", 0, 0) == "#GP"
     assert end("call gate", 3, "CALL", 3, 3) == "→0"
     assert end("interrupt gate", 0, "IDT, INT", 3, 0) == "#GP"
     assert end("interrupt gate", 0, "IDT, #UD", 3, 0) == "→0"
@@ -80,7 +80,7 @@ def test_the_table_says_what_the_manual_says(processor):
 
 @pytest.mark.parametrize("code", ["48cf", "48cb"])
 def test_null_stacks_of_returns(processor, code):
-    """Every ring to every outer one, of each mode, with each null selector: 64-bit code of rings 0 to 2 goes on without a stack."""
+    """Each ring to itself and outwards, to each mode, with each null selector: only 64-bit code of rings 0-2 goes on with one."""
     ends = Counter()
     for cpl in RINGS:
         for to in range(cpl, 4):
@@ -127,16 +127,16 @@ def test_a_wrong_expectation_is_found(processor, field, value):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_random_trials_are_equal(processor, seed):
-    found = long_sample(processor.perform, seed, 6_000)
+    found = long_sample(processor.perform, seed, 4_500)
     assert undeclared(found.differences) == []
-    assert found.trials == 6_000
+    assert found.trials == 4_500
     for family, ends in found.ends.items():
         assert len(ends) > 1, f"{family}: every trial ends alike"
 
 
 @pytest.mark.long
 def test_many_random_trials_are_equal(processor):
-    found = long_sample(processor.perform, 4, 450_000)
+    found = long_sample(processor.perform, 4, 300_000)
     assert undeclared(found.differences) == []
     assert {d.declared for d in found.differences} == set(LONG_DECLARED), "a difference that never shows is none"
 
@@ -154,7 +154,7 @@ def test_a_declared_difference_hides_no_other(processor, family):
         assert long_difference("", trial, does, does) == []
         found = long_difference("", trial, replace(does, rflags=does.rflags ^ 0x80000000), does)
         assert [d.fields for d in found] == [("rflags",)]
-        assert all(d.declared in ("", "narrow IRET in 64-bit mode", "stack of a call that changes the mode") for d in found)
+        assert undeclared(found) != []
 
 
 def test_a_sample_with_a_wrong_expectation(processor):
@@ -165,7 +165,7 @@ def test_a_sample_with_a_wrong_expectation(processor):
 
 def test_the_report_and_the_document(sampled, processor):
     shown = plain(table_report(long_compare(processor.perform, chosen=long_places([column("JMP 64"), column("DS")]))))
-    assert "64-bit readable code" in shown
+    assert "64-bit code" in shown
     assert "the processor does what the specification says" in shown
     document = json.loads(json.dumps(table_document(sampled)))
     assert document["summary"]["trials"] == len(sampled.ends)
@@ -180,11 +180,12 @@ def test_words_of_a_frame():
 
 @pytest.mark.long
 def test_the_command(tmp_path):
-    result = CliRunner().invoke(app, ["table", "descriptors", "--mode", "64", "--random", "150", "--json", str(tmp_path / "t.json"),
-                                      "--html", str(tmp_path / "t.html")])
+    result = CliRunner().invoke(app, ["table", "descriptors", "--mode", "64", "--random", "150",
+                                      "--json", str(tmp_path / "t.json"), "--html", str(tmp_path / "t.html")])
     assert result.exit_code == 0, result.output
     document = json.loads((tmp_path / "t.json").read_text())
-    assert (document["mode"], document["table"]["summary"]["trials"], document["random"]["summary"]["trials"]) == (64, PLACES, 150)
+    assert document["mode"] == 64
+    assert (document["table"]["summary"]["trials"], document["random"]["summary"]["trials"]) == (PLACES, 150)
     assert "<html>" in (tmp_path / "t.html").read_text()
     assert "stacks of returns" in result.output
 

@@ -58,7 +58,8 @@ def transfers(draw: st.DrawFn, setup: Setup, dom: int) -> Any:
     return draw(st.sampled_from([
         FarTransfer(dom, at, "ret", 0, 0, data), FarTransfer(dom, at, "jmp", draw(selector), draw(word), data),
         Interrupt(dom, at, draw(st.integers(0, 255)), data), Return(dom, at, data),
-        Access(dom, at, draw(word), draw(st.booleans()), data), Privileged(dom, at, draw(st.sampled_from(list(PRIVILEGED))), data),
+        Access(dom, at, draw(word), draw(st.booleans()), data),
+        Privileged(dom, at, draw(st.sampled_from(list(PRIVILEGED))), data),
         FarTransfer(dom, at, "call", 1, 0, data) if setup is SETUP else SystemCall(dom, at, data)]))
 
 
@@ -158,7 +159,7 @@ def call(**more: Any) -> str:
     ("[1]", "do", "not an object"),
     ("17", "do", "not an object"),
     ('{"dom": 0}', "do", "missing"),
-    ('{"dom": 0, "do": "smash", "va": 1}', "do", 'unknown action "smash" (known: hypercall, load, store, execute, load_segment, '),
+    ('{"dom": 0, "do": "smash", "va": 1}', "do", 'unknown action "smash" (known: hypercall, load, store, execute, load_seg'),
     ('{"dom": 0, "do": "load_segment", "register": "cs", "selector": 9}', "register", "cs"),
     ('{"dom": 0, "do": "load_segment", "register": "ds", "selector": "0x10000"}', "selector", "out of range"),
     ('{"dom": 0, "do": "load_segment", "register": "ds", "va": 9}', "selector", "missing"),

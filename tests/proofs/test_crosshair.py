@@ -38,7 +38,7 @@ def test_every_contract_has_a_sentence_and_a_range_for_each_number():
         assert "pre:" not in c.sentence, c.name
     assert [c.first for c in ALL] == sorted(c.first for c in ALL)
     without = {n for n, f in inspect.getmembers(leaves, inspect.isfunction) if f.__module__ == leaves.__name__} - set(BY_NAME)
-    assert without == {"profile", "state", "at", "level_of", "passes_segment"}      # helpers
+    assert without == {"profile", "state", "at", "level_of", "passes_segment", "width"}      # helpers
 
 
 @pytest.mark.parametrize("name", BY_NAME)
@@ -185,6 +185,24 @@ PLANTED = {
     "marks set a frame's bit": (
         "def mark_used(s, used, write):\n    for key in used: s.word[key] = s.word[key] | A << 7",
         "marks_change_neither_frame_nor_legality", "walk_marks_what_it_used"),
+    "a segment may expand down": (
+        "def legal_descriptor(s, q): return q & PRESENT == 0 or (dpl_of(q) > 0 and base_of(q) < s.profile.guest_end)",
+        "legal_segment_of_2003_ends_below_xen", "legal_gate_of_2003_leads_to_ring_1"),
+    "only what was used is legal": (
+        "def legal_descriptor(s, q): return q & ACCESSED == 0",
+        "use_of_a_segment_makes_nothing_legal"),
+    "a segment's privilege stays": (
+        "def adjusted_descriptor(s, q): return q",
+        "descriptor_of_4_17_has_no_privilege"),
+    "code that conforms is not kept": (
+        "def kept(value, q, cpl): return 0 if dpl_of(q) < cpl else value",
+        "segment_is_kept_or_emptied"),
+    "only the first word needs room": (
+        "def holds(q, start, words, size): return in_limit(q, place(q, start, 0), size)",
+        "room_on_a_stack_is_that_of_each_word"),
+    "a 16-bit stack moves all of the pointer": (
+        "def moved(q, esp, by): return place(q, esp, by)",
+        "stack_pointer_moves_there_and_back"),
 }
 FOUND_BY_CROSSHAIR = (      # what it can confirm it can also refute, in a second or so
     "a frame number begins one bit too low", "a frame number includes the high flags", "L1 counts as an upper table",

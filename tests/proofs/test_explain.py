@@ -18,7 +18,7 @@ from spec.invariants import (
 )
 from spec.profile import XEN_4_17, XEN_2003
 
-SUMS = dict.fromkeys(("typed_slot", "base_of", "user_base_of", "linear_from", "linear_to"), 0)
+SUMS = dict.fromkeys(("typed_slot", "base_of", "user_base_of", "gdt_of", "ldt_of", "linear_from", "linear_to"), 0)
 
 
 def state(profile=XEN_2003, **maps):
@@ -63,7 +63,8 @@ def test_counts_show_their_sums():
     found = because(typed_references_are_counted, s, 3, SUMS)
     assert " == n['typed_slot'] + " in found
     assert found.endswith("(type_count[3] = 2, n[typed_slot] = 0, n[base_of] = 0, "
-                          "n[user_base_of] = 0, pinned[3] = True, xen_held[3] = 0, held_type[3] = 0)")
+                          "n[user_base_of] = 0, n[gdt_of] = 0, n[ldt_of] = 0, "
+                          "pinned[3] = True, xen_held[3] = 0, held_type[3] = 0)")
 
 
 def test_a_disjunction_that_fails_is_shown_whole():

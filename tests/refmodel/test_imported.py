@@ -5,8 +5,8 @@ import pytest
 
 from refmodel import Imported, audit, imported, imported_machine
 from refmodel.imported import MATTERS, REASONS
-from spec.abi import DOMID_IO, DOMID_XEN, L1, L4, NONE, PCD, RW, SEG_DESC, US, WRITABLE, A, D, P
-from spec.vocabulary import DomainSetup, FrameView, Image, Setup
+from spec.abi import DOMID_IO, DOMID_XEN, L1, L4, NONE, PCD, RW, SEG_DESC, US, WRITABLE, A, D, P, Xen417
+from spec.vocabulary import DomainSetup, FrameView, Hypercall, Image, Setup
 
 FULL = P | RW | US | A | D
 SLOTS = (0x1005, 0, 0x43, 0, 0x2063, *[0] * 11)
@@ -79,6 +79,15 @@ def test_a_small_image_keeps_every_rule() -> None:
     assert (m["pages"][0], m["limit"][0], m["m2p"][DATA]) == (5, 11, 5)
     assert (m["ref_count"][SHARED], m["type_count"][SHARED], m["xen_held"][SHARED]) == (3, 2, 1)
     assert m["opened"][ROOT]
+
+
+def test_the_gdt_of_an_image_is_its_domains() -> None:
+    found = imported(replace(small(), gdt={(0, 0): GDT}))
+    assert audit(found.state) == []
+    assert (found.state.maps["has_gdt"][0, 0], found.state.maps["gdt"][0, 0], found.state.maps["xen_held"][GDT]) == (True, GDT, 0)
+    machine = imported_machine(Setup("xen-4.17", 64, 4, (DomainSetup(0, ROOT, 3),)), replace(small(), gdt={(0, 0): GDT}))
+    assert machine.step(Hypercall(0, Xen417.SET_GDT, (0, 0))).value == 0
+    assert machine.concrete.maps["type_count"][GDT] == 0
 
 
 def test_the_machine_of_an_image_runs() -> None:

@@ -514,11 +514,6 @@ def test_a_segment_that_the_guest_replaces_is_checked_again(xen2):
     assert descriptor(xen2, f, 1) == RING_1_DATA | ACCESSED
 
 
-def test_4_17_has_no_segments_to_load(xen):
-    with pytest.raises(ModelError):
-        xen.load_segment(1, "ds", 8)
-
-
 # --- handlers ----------------------------------------------------------------------------------------------------------------
 
 def trap(vector, cs, address, flags=0):
@@ -612,9 +607,8 @@ def test_stack_switch(xen2, ss, result):
 
 
 def test_fpu_taskswitch(xen2):
-    before = trace(xen2)
     assert xen2.call(1, X.FPU_TASKSWITCH) == 0
-    assert trace(xen2) == before
+    assert xen2.m.s.task_switched[1]        # and nothing else: see test_xen2003_transfers
 
 
 # --- debug registers ---------------------------------------------------------------------------------------------------------

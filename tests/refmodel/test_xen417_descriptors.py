@@ -9,16 +9,13 @@ from spec.abi import (
     ENOSYS,
     EPERM,
     GP,
-    L1,
     NMI,
     NP,
     PF,
     PF_USER,
-    RW,
     SEG_DESC,
     SS,
     WRITABLE,
-    P,
     Xen417,
 )
 from spec.vocabulary import Outcome
@@ -378,4 +375,3 @@ def test_a_table_in_force_is_not_written(xen):
     assert xen.ext(1, X.PIN_L1, f) == -EINVAL
     assert xen.ext(1, X.CLEAR_PAGE, f) == -EINVAL
     assert xen.store(1, xen.va(5), 1).vector == PF
-    assert L1 != SEG_DESC and RW | P == 3

@@ -181,6 +181,7 @@ def test_a_busy_machine_is_decoded(busy: Busy) -> None:
     views = {v.mfn: v for v in found.table}
     assert found.user_base == {0: busy.l4}
     assert found.descriptors[busy.gdt] == 1
+    assert found.gdt == {(0, 0): busy.gdt}
     assert views[busy.gdt].type == SEG_DESC
     assert (views[busy.l3].linear, views[busy.linear].linear) == (-1, 1)
     assert [views[f].type for f in (busy.l1, busy.l2, busy.l3, busy.l4)] == [1, 2, 3, 4]
