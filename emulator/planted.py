@@ -19,6 +19,7 @@ from emulator.hypervisor import Hypervisor
 from emulator.machine import Machine
 from emulator.present import Present
 from emulator.target import EmulatorTarget
+from emulator.transfers import Transfers
 from emulator.traps import Traps
 from emulator.ways import Ways
 
@@ -325,7 +326,7 @@ def _plants() -> Iterator[Plant]:
     8b 15 =CS  | mov edx, ds:[CS]""", Ways))
     yield bug("frame-on-the-interrupted-stack", "A frame for what an application did goes onto the application's own stack.",
               Edit("frame", "f6 05 =CS 02", "f6 05 =CS 00", Ways))
-    yield bug("frame-beyond-the-limit", "A frame in ring 1 is stored through a flat segment: the limit of the kernel's stack does not count.",
+    yield bug("frame-beyond-the-limit", "A frame in ring 1 is stored through a flat segment, whatever the limit of the kernel's.",
               Edit("frame", """inner:
     8e e8                         | mov gs, eax""", """inner:
     b9 21 08 00 00                | mov ecx, RING1_DS
@@ -338,7 +339,8 @@ def _plants() -> Iterator[Plant]:
     yield bug("fault-address-twice", "The frame of a page fault has CR2 where its error code belongs.",
               Edit("bounce", "8b 15 =ERROR  ", "8b 15 =ADDRESS", Ways))
     yield bug("unwritable-stack-not-killing", "A domain whose kernel has no stack to put a frame on goes on where it was.",
-              Edit("own_fault", "2e 0f ae 3d =BELL_KILLED      ", "e9 >>leave ", Ways))
+              Edit("perform", "Outcome(KILLED)", "Outcome(landing=tuple(getattr(action.at, n) for n in action.at.__slots__))",
+                   Transfers))
     yield bug("error-code-always", "Every exception pushes an error code.",
               Edit("exception", "1 if vector in WITH_ERROR_CODE else 0", "1", Delivery))
     yield bug("error-code-missing", "Only page faults push an error code.",
@@ -379,7 +381,7 @@ def _plants() -> Iterator[Plant]:
               Edit("enter", "handler.flags & Xen2003.EVENTS_MASKED", "False", Delivery))
     yield bug("ldt-fault-bounced", "A page of the LDT that an instruction needs is not mapped: the guest has the fault.",
               Edit("page_fault", "if 0 <= ", "if 0 > ", Delivery))
-    yield bug("ldt-fault-by-the-guests-address", "A fault in the LDT is reported at the LDT's address in the guest, as in 1.0 (W-41).",
+    yield bug("ldt-fault-by-the-guests-address", "A fault in the LDT is reported at the guest's own address, as in 1.0 (W-41).",
               Edit("page_fault", "else:\n", "else:\n        if 0 <= offset < at.WINDOW_PAGES * PAGE_SIZE:\n"
                    "            self.ram[ADDRESS] = self.kernel().ldt_base + offset\n", Delivery))
     yield bug("single-step-masks-events", "The handler of a single step masks events.",
@@ -390,7 +392,7 @@ def _plants() -> Iterator[Plant]:
               Edit("fpu", "kernel.wants_fpu_trap = False", "pass", Delivery))
     yield bug("fpu-trap-lost", "A kernel that asked for it does not hear of floating point.",
               Edit("fpu", "if kernel.wants_fpu_trap:", "if False:", Delivery))
-    yield bug("privileged-instruction-skipped", "Xen lets a guest go on behind an instruction of one byte that it must not execute.",
+    yield bug("privileged-instruction-skipped", "Xen lets a guest go on behind HLT, CLI and STI, as if they were done.",
               Edit("trap", "elif vector == PF:", """elif vector == GP and error == 0 and self.hypervisor.walk(ram[EIP]) >= 0 and (
             self.hypervisor.bytes[4 * self.hypervisor.walk(ram[EIP]) + (ram[EIP] & 3)] in b"\\xf4\\xfa\\xfb"):
         ram[EIP], ram[WORDS] = ram[EIP] + 1, NO_FRAME

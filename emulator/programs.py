@@ -25,8 +25,11 @@ class Registers(NamedTuple):
 
 
 class Ran(NamedTuple):
-    """What came of a run: instructions by guests and by Xen's stubs (none if nobody counted), hypercalls and traps into Xen, wall
-    time; who made the last hypercall, and the registers of all; `killed`: Xen gave the last one up, `limited`: the limit was met."""
+    """What came of a run: instructions by guests and by Xen's stubs (0 if nobody counted), hypercalls and traps into Xen.
+
+    `seconds` of wall time; `last` made the last hypercall; the registers of all; `killed`: Xen gave the last one up; `limited`:
+    it was stopped.
+    """
     instructions: int
     xens: int
     calls: int
@@ -137,7 +140,7 @@ class Programs(GuestRun):
         self.crosses = (cs & 3 == 0) is not (to & 3 == 0)
 
     def executed(self, *_: Any) -> None:
-        """An instruction is done, without a fault: count it, and stop before one of a guest at the limit or the end of a slice."""
+        """An instruction is done, without a fault: count it, and stop a guest at the limit or the end of a slice."""
         in_xen = self.engine.cpu.rip >= Xen2003.GUEST_END
         if in_xen is self.crosses:
             self.instructions += 1

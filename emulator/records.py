@@ -34,6 +34,7 @@ _TO_USER: Final = (_RING, at.LOOP_USER_CS, at.LOOP_USER_SS, at.USER_DS, 0, 0, 0,
 _FORGET_CODE: Final = (_SERVICE, at.FORGET_CODE, 0, 0, 0, 0, 0, 0)
 _TRANSFER: Final = (_SERVICE, at.TRANSFER, 0, 0, 0, 0, 0, 0)
 _END: Final = (_SERVICE, at.END, 0, 0, 0, 0, 0, 0)
+_PLAIN: Final = (Store, Load, Execute, LoadSegment)
 _ROOM: Final = 8 * RECORD_WORDS                 # an action's records at most, without data, and the end
 _OTHER_WINGS: Final = frozenset({2, 6, 8, 9, 10, 11, 18, 20})      # console, network, scheduling, control, block, ... (W-21)
 _PAD: Final = ((0, 0, 0), (0, 0), (0,), ())     # what is missing to three arguments
@@ -67,16 +68,7 @@ class Program:
                 if len(words) > limit:          # its data do not fit any more
                     del words[start:]
                     break
-            elif isinstance(action, Transfer):
-                if action.dom != self.domid or self.user:
-                    self.enter(action.dom, False, domains)
-                start = len(words)
-                self.transfer(action)
-                if len(words) > limit:
-                    del words[start:]
-                    break
-                self.transfers[(len(words) >> 3) - 1] = action
-            else:
+            elif isinstance(action, _PLAIN):
                 if action.dom != self.domid or action.user is not self.user:
                     self.enter(action.dom, action.user, domains)
                 if isinstance(action, Store):
@@ -88,10 +80,19 @@ class Program:
                 elif isinstance(action, Execute):
                     words += _FORGET_CODE
                     words += (_EXECUTE, action.va, at.USER_CS if action.user else at.KERNEL_CS, 0, 0, 0, 0, 0)
-                elif isinstance(action, LoadSegment):
-                    words += self.load_segment(action)
                 else:
-                    raise HarnessError(f"not an action: {action!r}")
+                    words += self.load_segment(action)
+            elif isinstance(action, Transfer):
+                if action.dom != self.domid or self.user:
+                    self.enter(action.dom, False, domains)
+                start = len(words)
+                self.transfer(action)
+                if len(words) > limit:
+                    del words[start:]
+                    break
+                self.transfers[(len(words) >> 3) - 1] = action
+            else:
+                raise HarnessError(f"not an action: {action!r}")
             rows.append((len(words) >> 3) - 1)
         else:
             n = len(actions)

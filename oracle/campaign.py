@@ -67,6 +67,7 @@ class CampaignResult:
     seconds: float = 0.0
     found_after: int = 0                        # actions up to and including the first divergent program
     raw: int = 0                                # steps of bursts, besides the actions
+    kinds: Counter[type[Action]] = field(default_factory=Counter)   # the actions and the steps, by what they do
 
     @property
     def seed(self) -> int:
@@ -319,6 +320,7 @@ class Campaign:
             r.programs += report.stop - report.start - report.skipped
             r.actions += report.actions
             r.raw += report.raw
+            r.kinds += report.kinds
             r.looseness += report.looseness
             r.declared += report.declared
             r.commands += report.commands
@@ -337,7 +339,7 @@ def regenerate(spec: CampaignSpec, setups: Sequence[Setup], index: int) -> tuple
     """Program `index` of a campaign, generated again."""
     if spec.target == REAL_TARGET:                    # it takes the machine to make its programs
         return ()
-    generator = Generator(boot(machine_of(setups, index)))
+    generator = Generator(boot(machine_of(setups, index)), focus=spec.focus)
     return tuple(generator.program(program_random(spec.seed, index), length_of(spec, index))[0])
 
 

@@ -23,6 +23,7 @@ from oracle import report
 from oracle.campaign import CampaignError, CampaignResult, run_campaign
 from oracle.cite import ID, NoSuchRule, all_citations, citation_report, cite, document, holes_report, search, search_report
 from oracle.files import check_folder, check_writable, write_whole
+from oracle.generate import FOCUSES
 from oracle.image_audit import audit_image, image_document, image_report
 from oracle.live_runner import length_for, raw_for
 from oracle.mutants import mutants_command
@@ -132,6 +133,8 @@ def fuzz(
     frames: Annotated[int, typer.Option(help="Frames of the machine.", min=1, metavar="N")] = 2048,
     raw: Annotated[int | None, typer.Option(min=0, metavar="N", help="On a real machine: tries of a burst of cheap actions after "
                                             "every 250 others.  [default: 16384]")] = None,
+    focus: Annotated[str, typer.Option(help=f"What most of the programs are about: {', '.join(FOCUSES)}; else all alike.",
+                                       metavar="WHAT")] = "",
     plant: PlantName = "",
     out: Annotated[Path, typer.Option(help="Folder for reproducers; made if something is found.", metavar="DIR")] = FINDINGS,
     xen: OtherXen = None,
@@ -143,9 +146,11 @@ def fuzz(
     """Run random programs on the model and a target, and compare every outcome and the whole visible state."""
     if seconds is not None and actions is not None:
         stop("fuzz: give --seconds or --actions, not both")
+    if focus and focus not in FOCUSES:
+        stop(f"fuzz: unknown focus {focus!r} (known: {', '.join(FOCUSES)})")
     seed = random.SystemRandom().randrange(1 << 32) if seed is None else seed
     spec = CampaignSpec(profile=profile, target=target, seed=seed, actions=actions, workers=workers, domains=domains, pages=pages,
-                        frames=frames, plant=plant, length=length_for(target),
+                        frames=frames, plant=plant, focus=focus, length=length_for(target),
                         raw=raw_for(target) if raw is None else raw, keep=str(keep_image or ""),
                         seconds=DEFAULT_SECONDS if seconds is None and actions is None else seconds)
     with troubles():
@@ -193,7 +198,7 @@ def again(spec: CampaignSpec, xen: Path | None = None) -> str:
     """The command that repeats a campaign."""
     extent = f"--actions {spec.actions}" if spec.actions else f"--seconds {spec.seconds:g}"
     usual = CampaignSpec()
-    more = [f"--{name} {getattr(spec, name)}" for name in ("domains", "pages", "frames", "plant")
+    more = [f"--{name} {getattr(spec, name)}" for name in ("domains", "pages", "frames", "focus", "plant")
             if getattr(spec, name) != getattr(usual, name)]
     more += [f"--raw {spec.raw}"] if spec.raw != raw_for(spec.target) else []
     more += [f"--xen {xen}"] if xen is not None else []

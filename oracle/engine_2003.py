@@ -2,13 +2,14 @@
 from typing import Final
 
 from refmodel import Machine
-from spec.kernel import DomId
+from spec.kernel import DomId, Index
 from spec.rings import found, is_unmapped
 from spec.vocabulary import Context, FarTransfer, Interrupt, Privileged, Return, Transfer
 from spec.x86.descriptors import (
     base_of,
     dpl_of,
     gate_offset,
+    gate_parameters,
     gate_selector,
     is_busy_tss,
     is_call_gate,
@@ -17,6 +18,7 @@ from spec.x86.descriptors import (
     limit_of,
 )
 from spec.x86.flags import AC, NT
+from spec.x86.stacks import holds
 
 ONES: Final = 0xFFFFFFFF
 FRAME: Final = 0x100                            # more bytes than a frame has
@@ -34,12 +36,22 @@ def is_engines(machine: Machine, action: Transfer) -> bool:
         return reads_on(at) or (at.eflags & NT != 0 and is_busy_tss(found(machine.s, d, 0)))
     if isinstance(action, FarTransfer):
         return reads_on(at)
+    if isinstance(action, Interrupt) and action.vector == machine.s.fast_trap[d] and overshoots(machine, d, at, action.vector):
+        return True
     return isinstance(action, Interrupt | Privileged) and wraps(machine, d, at)
 
 
 def wraps(machine: Machine, d: DomId, at: Context) -> bool:
     """A frame that wraps around at offset 0: the engine checks its words one by one, after it has stored those before."""
     return 0 < at.esp < FRAME or (at.cs & 3 > 1 and 0 < machine.s.kernel_sp[d] < FRAME)
+
+
+def overshoots(machine: Machine, d: DomId, at: Context, vector: int) -> bool:
+    """A fast trap's handler lies beyond its segment's limit, and a stack has no room: the engine checks the handler first."""
+    s, v = machine.s, Index(vector)
+    handler = found(s, d, s.trap_cs[d, v])
+    stacks = (found(s, d, at.ss), at.esp), (found(s, d, s.kernel_ss[d]), s.kernel_sp[d])
+    return s.trap_ip[d, v] > limit_of(handler) and not all(holds(q, esp - 5 * 4, 5, 4) for q, esp in stacks)
 
 
 def reads_on(at: Context) -> bool:
@@ -56,7 +68,7 @@ def differs(machine: Machine, d: DomId, at: Context, selector: int, offset: int)
     gate = found(s, d, selector)
     if is_call_gate(gate):
         selector, offset = gate_selector(gate), gate_offset(gate)
-        if is_unmapped(s, d, selector):
+        if is_unmapped(s, d, selector) or (gate_parameters(gate) and at.esp > ONES - FRAME):    # parameters that wrap around
             return True
     q = found(s, d, selector)
     if not is_code(q):

@@ -78,6 +78,8 @@ def with_shared(d: Domain, machine: Machine) -> Domain:
 
 # --- moves -------------------------------------------------------------------------------------------------------------------
 
+FOCUSES: Final = ("memory", "descriptors", "transfers")
+FOCUS: Final = 8                                # how many times likelier the moves are that a campaign is about
 Move = Callable[["Generator"], Sequence[Action]]
 MOVES: Final[dict[str, list[tuple[float, Move]]]] = {name: [] for name in PROFILES}
 
@@ -90,6 +92,12 @@ def move(weight: float, profile: str) -> Callable[[Move], Move]:
     return enter
 
 
+def about(fn: Move) -> str:
+    """What a move is about: each module of them is about one thing."""
+    last = fn.__module__.rpartition("_")[2]
+    return last if last in FOCUSES else "memory"
+
+
 Ask = Callable[[Sequence[Action], Action], Outcome]     # an action, after others since the last piece
 
 
@@ -100,9 +108,9 @@ def hands_out(action: Action) -> bool:
 
 
 class Generator:
-    """Makes programs for one machine, and drives the machine along."""
+    """Makes programs for one machine, and drives the machine along; mostly of moves about `focus`, if that is given."""
 
-    def __init__(self, machine: Machine, ground: Ground | None = None) -> None:
+    def __init__(self, machine: Machine, ground: Ground | None = None, focus: str = "") -> None:
         from oracle import (  # noqa: F401  (they enter their moves, for which they need this module)
             moves_417,
             moves_417_descriptors,
@@ -122,7 +130,7 @@ class Generator:
         self.domains: Final = tuple(with_shared(describe_domain(self.setup, d), machine) for d in self.setup.domains)
         weighted = MOVES[self.setup.profile]
         self.moves: Final = tuple(fn for _, fn in weighted)
-        self.cumulative: Final = list(accumulate(weight for weight, _ in weighted))
+        self.cumulative: Final = list(accumulate(weight * (FOCUS if about(fn) == focus else 1) for weight, fn in weighted))
         self.total: Final = self.cumulative[-1]
         self.use(random.Random(0))
 

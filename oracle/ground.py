@@ -9,10 +9,11 @@ from typing import Final
 from refmodel import Machine
 from refmodel.guest import holder
 from refmodel.references import TEARDOWN
+from refmodel.xen417_bounce import LOST_FLAGS, OTHER_MODE, STALE_STACK
 from refmodel.xen417_mmu import CONTINUATION
 from refmodel.xen417_mmuext import CONTENTS
 from refmodel.xen417_reservation import FLUSH
-from refmodel.xen417_transfers import LATE_TARGET, LOST_FLAGS, OTHER_MODE, STALE_STACK
+from refmodel.xen417_transfers import LATE_TARGET
 from spec.abi import DOMID_IO, NX, RW, US, P, Xen417
 from spec.frames import mfn_of
 from spec.kernel import DomId, Vpn

@@ -124,7 +124,7 @@ def attempt(machine: Machine, actions: Sequence[Action], outcomes: Sequence[Outc
     met, forgiven = choices.counts.copy(), choices.forgiven.copy()
     mine, explained, differences = None, 0, []
     for action, seen in zip(actions, outcomes, strict=False):
-        mine = stepped(machine, action, seen, start)
+        mine = stepped(machine, action, seen, whole=start is None and not forced)
         if mine != seen:
             break
         explained += 1
@@ -135,12 +135,12 @@ def attempt(machine: Machine, actions: Sequence[Action], outcomes: Sequence[Outc
                    choices.counts - met + (choices.forgiven - forgiven))
 
 
-def stepped(machine: Machine, action: Action, seen: Outcome, start: Start | None) -> Outcome:
-    """One step.  In the middle of a run an option that leads out of the vocabulary explains nothing."""
+def stepped(machine: Machine, action: Action, seen: Outcome, whole: bool) -> Outcome:
+    """One step.  A whole program may be outside the vocabulary; an option of it that leads out explains nothing."""
     try:
         return machine.step(action, seen)
     except ModelError:
-        if start is None:
+        if whole:
             raise
         return NO_OUTCOME
 

@@ -48,7 +48,7 @@ class LiveRunner(Runner):
     def make_generator(self, setup: Setup) -> Generator:
         """For a model that is imported; programs must leave the machine its ground."""
         machine = model_of(self.real, setup)
-        return Generator(machine, Ground(machine, *self.real.ground()))
+        return Generator(machine, Ground(machine, *self.real.ground()), self.spec.focus)
 
     def play(self, index: int, report: Report, shrinking: bool) -> None:
         """Run program `index`; what was compared counts, however it ends."""
@@ -63,6 +63,7 @@ class LiveRunner(Runner):
             if self.player is not None:
                 report.actions += len(self.player.full) - self.player.raw
                 report.raw += self.player.raw
+                report.kinds.update(map(type, self.player.full))
                 report.looseness += self.player.looseness
             report.declared += self.generator.declared
             report.commands += self.generator.commands

@@ -24,6 +24,7 @@ from spec.x86.flags import TF
 X = Xen2003
 ONES: Final = 0xFFFFFFFF
 END: Final = X.GUEST_END
+MASTER: Final = 1 << 31                         # of the mask of events: they may be delivered at all
 USER: Final = 0x67                              # of an L1 entry: for applications too
 FIRST: Final = 8                                # place of the stage's first descriptor
 FLAGS: Final = (0, 0, 0, 0x100, 0x4000, 0x10000, 0x40000, 0x8D5, 0x14155, 0x54DD5)
@@ -170,12 +171,15 @@ def event_words(g: Generator) -> Data:
     """Events and their mask: mostly one that lets nothing through, or nothing at all."""
     if g.random() < 0.85:
         return ()
-    at = g.d.home + (g.d.pages << 12)
-    if entry_of(g, at) & 3 != 3:
-        return ()
     bit = 1 << g.below(8)
-    mask = g.pick((0, bit, 1 << 31, 1 << 31 | bit, 1 << 31 | bit, ONES))
-    return ((at, (g.pick((0, bit, bit, bit | 1, 1 << 31, ONES)), mask)),)
+    mask = g.pick((0, bit, MASTER, MASTER | bit, MASTER | bit, ONES))
+    return shared_words(g, g.pick((0, bit, bit, bit | 1, MASTER, ONES)), mask)
+
+
+def shared_words(g: Generator, events: int, mask: int) -> Data:
+    """Events and their mask, if the kernel can store them."""
+    at = g.d.home + (g.d.pages << 12)
+    return ((at, (events, mask)),) if entry_of(g, at) & 3 == 3 else ()
 
 
 def scene(g: Generator, size: int, ring: int = 0) -> Scene | None:
@@ -400,3 +404,14 @@ def privileged(g: Generator) -> Sequence[Action]:
     return [*before, *prepared(g, s.known, action), *after]
 
 
+@move(6, NAME)
+def single_step(g: Generator) -> Sequence[Action]:
+    """A step into a handler that masks events for every other vector, while none is pending."""
+    s = scene(g, 1)
+    if s is None:
+        return open_pages(g)
+    cs, eip = target(g, s.known, 1)
+    s.at.eflags |= TF
+    handler = (1 | X.EVENTS_MASKED << 8 | (cs & ~3 | 1) << 16, eip or 1, 0, 0)
+    step = Privileged(g.d.dom, s.at, "nop", shared_words(g, 0, MASTER | 1 << g.below(8)))
+    return [g.list_call(X.SET_TRAP_TABLE, handler, 0), *prepared(g, s.known, step)]

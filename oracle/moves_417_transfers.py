@@ -1,4 +1,4 @@
-"""The moves of xen-4.17 programs about control transfers: contexts of kernel and user mode, one instruction, frames on odd stacks."""
+"""The moves of xen-4.17 programs about control transfers: contexts of both modes, one instruction, frames on odd stacks."""
 from collections.abc import Sequence
 from typing import Final
 
@@ -77,7 +77,7 @@ def stack(g: Generator) -> int:
 
 def context(g: Generator, rsp: int | None = None, odd: bool = True) -> Context:
     """The kernel's registers or an application's."""
-    d, user = g.d, bool(g.machine.concrete.maps["has_user"][g.d.dom]) and g.random() < 0.45
+    user = bool(g.machine.concrete.maps["has_user"][g.d.dom]) and g.random() < 0.45
     cs, ss, r = USER if user else KERNEL, X.USER_SS, g.random()
     if odd and r < 0.03:
         cs = g.pick(CODE_SELECTORS)
@@ -234,4 +234,5 @@ def cut_stack(g: Generator) -> Sequence[Action]:
     at = context(g, va + 0x400)
     if not entry_of(g, va) & P:
         return (Interrupt(g.d.dom, at, 3),)
-    return (update_with(g, va, entry, g.pick((0, 2, 2))), g.pick((Interrupt(g.d.dom, at, 3), Privileged(g.d.dom, at, "pushf"))))
+    used: Action = Interrupt(g.d.dom, at, 3) if g.random() < 0.5 else Privileged(g.d.dom, at, "pushf")
+    return (update_with(g, va, entry, g.pick((0, 2, 2))), used)

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from oracle import coverage
 from oracle.campaign import CampaignResult
-from oracle.encoding import action_to_json, outcome_to_json, setup_to_json
+from oracle.encoding import KINDS, action_to_json, outcome_to_json, setup_to_json
 from oracle.files import write_whole
 from oracle.ground import DECLARED
 from oracle.judge import Direction, Verdict, describe, show
@@ -159,6 +159,7 @@ def campaign_report(result: CampaignResult, files: dict[int, list[Path]], repeat
         rules_table(result), "",
         Text(f"rules exercised: {share.rules_decided} of {share.rules}; "
              f"conjuncts decided both ways: {share.both} of {share.conjuncts} (why others can't be: `xenspec cite RULE`)"),
+        Text(f"actions and steps: {counted({KINDS[kind]: n for kind, n in result.kinds.items()}) or 'none'}"),
         Text(f"allowed choices met: {counted(result.looseness) or 'none'}")]
     if result.spec.profile == "xen-4.17":
         parts.append(Text(f"commands never given: {', '.join(coverage.never_given(result.commands)) or 'none'}"))
@@ -233,10 +234,11 @@ def campaign_document(result: CampaignResult) -> dict[str, Any]:
             "programs": result.programs, "actions": result.actions, "raw": result.raw, "divergences": len(result.divergences),
             "harness_failures": len(result.harness_failures), "model_findings": len(result.model_findings),
             "looseness": dict(sorted(result.looseness.items())),
+            "kinds": {KINDS[kind]: n for kind, n in sorted(result.kinds.items(), key=lambda row: KINDS[row[0]])},
             "declared": {name: {"count": n, "reason": DECLARED[name]} for name, n in sorted(result.declared.items())},
             "seconds": round(result.seconds, 3), "seed": result.seed},
         "campaign": {"profile": spec.profile, "target": spec.target, "length": spec.length, "domains": spec.domains,
-                     "pages": spec.pages, "frames": spec.frames, "plant": spec.plant, "raw": spec.raw},
+                     "pages": spec.pages, "frames": spec.frames, "focus": spec.focus, "plant": spec.plant, "raw": spec.raw},
         "commands": coverage.command_rows(result.commands, result.spec.profile),
         "divergent_programs": result.divergent_programs,
         "divergences": [divergence_document(d) for d in result.divergences],

@@ -50,6 +50,7 @@ class CampaignSpec:
     hang_seconds: float = 30.0                  # without progress: the worker hangs
     varied: bool = True                         # some programs run on machines of other shapes
     raw: int = 0                                # tries of a burst after each piece of a program, on a real machine
+    focus: str = ""                             # what most moves are about, if not all alike
     keep: str = ""                              # where the memory of a machine that died is kept, if anywhere
 
 
@@ -123,6 +124,7 @@ class Report:
     stop: int
     actions: int = 0
     raw: int = 0                                # steps of bursts, besides the actions
+    kinds: Counter[type[Action]] = field(default_factory=Counter)   # the actions and the steps, by what they do
     looseness: Counter[str] = field(default_factory=Counter)
     declared: Counter[str] = field(default_factory=Counter)     # actions left out, by the declared difference
     commands: Counter[tuple[str, str]] = field(default_factory=Counter)     # given, by name and by what came of them
@@ -243,7 +245,7 @@ class BootedRunner(Runner):
 
     def make_generator(self, setup: Setup) -> Generator:
         """For a model that is booted, too."""
-        return Generator(model_of(self.target, setup))
+        return Generator(model_of(self.target, setup), focus=self.spec.focus)
 
     def generate(self, index: int) -> tuple[list[Action], list[Outcome]]:
         """Program `index` and the model's outcomes; the machine is left as after its last action."""
@@ -272,6 +274,7 @@ class BootedRunner(Runner):
         memory = (observation.extent - self.setup.xen_frames) * 4096
         full = memory <= SMALL_MEMORY or index % WHOLE_EVERY == 0
         report.actions += len(self.actions)
+        report.kinds.update(map(type, self.actions))
         if outcomes == expected and not self.machine.compare(observation, full):
             report.looseness += choices.counts - met + (choices.forgiven - forgiven)
             return

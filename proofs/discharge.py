@@ -189,7 +189,7 @@ class Task:
         """The path's conditions and what the invariants say at these keys."""
         conditions = [z if way else build("not", z) for z, way in path.conditions if on_path]
         facts = list(self.facts.closure(keys, set()))
-        return [*conditions, *facts, *self.facts.positivity(keys), *self.facts.absences(path.state, keys)]
+        return [*conditions, *facts, *self.facts.positivity(keys), *self.facts.stretches(path.state, keys)]
 
     # --- transitions ---
 

@@ -6,13 +6,12 @@ from typing import Final
 
 EXPLAINED: Final = {
     # what another conjunct or an invariant implies
-    "drop-PIN-1.2": "PIN-1.3 implies it: only a table is validated (FRAME-1); it is there for the order of Xen's errors",
-    "drop-WRITE-1.2": "WRITE-1.3 implies it: only a table is validated (FRAME-1); it is there for the order of Xen's errors",
     "drop-POOL-4.2": "POOL-4.3 implies it: a frame of type none has no typed reference and no checked entry (FRAME-1)",
     "drop-POOL-3.2": "whom a step is for is a domain of the machine, which every proof assumes of it (`kernel.transition`)",
     "drop-LDT-1.1": "whom a step is for is a domain of the machine, which every proof assumes of it (`kernel.transition`)",
     "drop-TLB-2.2": "TLB-3.2 asks it of every step of the walk, and only a step looks at the address",
     "drop-TLB-4.1": "to drop a translation that is not there stores what was there",
+    "drop-VALID-2.2": "a table without a reference holds what its check takes over, too; VALID-5.2 asks before it is in use",
     "drop-DESC-4.5": "either word of a descriptor leads to it (`descriptor_at`), and the second one is marked",
     "drop-STACK-1.1": "the processor takes no stack for ring 1 but by a selector whose RPL is 1 (`checked_stack`)",
     "drop-SEG-7.1": "the handler of vector 0 is as much the guest's as that of any fast trap (TRAP-10), whose gate it has",
@@ -25,6 +24,7 @@ EXPLAINED: Final = {
     "drop-STORE-1.4": "the processor does not store through what it fetches by; TLB-10 holds of those translations, too",
     "drop-TLB-8.1": "TLB-10 holds of the translations that fetches use, too",
     "drop-DESC-1.2": "descriptors hold no references: to check more of a table that nobody uses harms nobody; a use begins anew",
+    "drop-DESC-5.2": "descriptors hold no references: to check more of a table that nobody uses harms nobody; a use begins anew",
     "drop-DESC-2.3": "a legal descriptor may also stand in a table that is not wholly checked; Xen asks for a typed reference",
     "drop-DESC-4.3": "a mark decides nothing about legality, checked or not; the processor only uses what is in force",
     "drop-DESC-4.6": "what is absent is legal with every bit; the processor looks for presence before it marks",

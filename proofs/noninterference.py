@@ -8,7 +8,7 @@ from proofs.symbolic.facts import Facts, Keys, any_of, args_of
 from proofs.symbolic.paths import Path
 from proofs.symbolic.runs import merge
 from proofs.symbolic.sorts import both, either
-from proofs.symbolic.state import Key, SymbolicState
+from proofs.symbolic.state import QUANTIFIED, Key, SymbolicState
 from proofs.symbolic.terms import Node, Value, bool_value, build, node, term
 from spec.channels import by_window, look_up_is_seen, nothing_new_is_shown, step_is_unnoticed
 from spec.kernel import SCHEMA
@@ -92,12 +92,12 @@ class Other:
             return z                        # a constant, or an argument of the rule
         if z not in self.done:
             args = tuple(map(self.of, z.args))
-            self.done[z] = self.look_up(z.op, args) if z.op in SCHEMA or z.op == "absent" else build(z.op, *args)
+            self.done[z] = self.look_up(z.op, args) if z.op in SCHEMA or z.op in QUANTIFIED else build(z.op, *args)
         return self.done[z]
 
     def look_up(self, name: str, key: Key) -> Value:
         """What is there: the same in both states if d sees it, else anything."""
-        return build("ite", self.seen("word" if name == "absent" else name, key), node(name, *key), node(f"{name}'", *key))
+        return build("ite", self.seen("word" if name in QUANTIFIED else name, key), node(name, *key), node(f"{name}'", *key))
 
     def seen(self, name: str, key: Key) -> Value:
         """Whether d sees the map there, in the one state."""

@@ -65,7 +65,7 @@ def write_planted(plant: Plant, folder: Path) -> None:
 # --- the bugs ----------------------------------------------------------------------------------------------------------------
 
 # Which transitions use a guard.
-USERS: Final = {"ENTRY-1": ("write_entry", "validate_entry"), "VALID-2": ("finish", "skip_absent", "validate_entry"),
+USERS: Final = {"ENTRY-1": ("write_entry", "validate_entry"), "VALID-2": ("skip_absent", "validate_entry"),
                 "TLB-7": ("walk_step",),
                 "RING-1": ("fetch", "enter", "set_trap"), "RING-2": ("load_stack_segment", "jump", "call", "fast_trap"),
                 "FLAT-1": ("set_handler", "switch_kernel_stack", "set_debug_64")}
@@ -227,6 +227,12 @@ BY_HAND: Final = (
           "    s.upto[f] = Index(i + s.profile.descriptor_words)\n",
           "    s.upto[f] = Index(i + 2 * s.profile.descriptor_words)\n",
           first=("validate_descriptor",)),
+    Plant("blank-stretch-ends-early", "a stretch of blank descriptors takes one more than was looked at", DESCRIPTORS,
+          "require(s.blank(f, s.upto[f], end), \"DESC-5.7\")",
+          "require(s.blank(f, s.upto[f], Index(end - s.profile.descriptor_words)), \"DESC-5.7\")", first=("skip_blank",)),
+    Plant("absent-by-the-bit-of-entries", "what is no present page-table entry is taken for no descriptor", DESCRIPTORS,
+          "require(s.blank(f, s.upto[f], end), \"DESC-5.7\")", "require(s.absent(f, s.upto[f], end), \"DESC-5.7\")",
+          first=("skip_blank",)),
     Plant("gdt-page-keeps-the-token", "a page is installed and its reference stays in hand", DESCRIPTORS,
           "    s.held_type[f] -= 1\n    s.has_gdt[d, n] = True\n", "    s.has_gdt[d, n] = True\n", first=("install_gdt",)),
     Plant("ldt-page-loses-its-reference", "an LDT's page is given up and its reference is lost", DESCRIPTORS,

@@ -10,15 +10,15 @@ from typing import Any, Final
 
 import z3
 
-from proofs.symbolic.facts import COUNTS, INVARIANTS, Facts, Keys
+from proofs.symbolic.facts import COUNTS, INVARIANTS, Facts, Keys, is_clear
 from proofs.symbolic.paths import Path, as_written
 from proofs.symbolic.search import Tally
 from proofs.symbolic.sorts import both, either
-from proofs.symbolic.state import Key
+from proofs.symbolic.state import QUANTIFIED, Key
 from proofs.symbolic.terms import Node, Value, build, node
 from refmodel.audit import audit
 from refmodel.state import ConcreteState, as_state
-from spec.abi import DOMID_XEN, NOBODY, P
+from spec.abi import DOMID_XEN, NOBODY
 from spec.invariants import AT_REST, SUMS, linear_from, linear_to, walkable
 from spec.kernel import RULES, SCHEMA, FrameType, Index, Mfn
 from spec.profile import Profile
@@ -88,7 +88,7 @@ class Witness:
 
 
 def lookups(formulas: Iterable[Value], mark: str = "") -> Iterator[Lookup]:
-    """What the formulas look up in the state before, and the stretches that they ask to be absent; with the mark of another state
+    """What the formulas look up in the state before, and the stretches that they ask for; with the mark of another state
     (see `proofs.noninterference`) in that one."""
     seen: set[Value] = set()
     todo = list(formulas)[::-1]
@@ -97,7 +97,7 @@ def lookups(formulas: Iterable[Value], mark: str = "") -> Iterator[Lookup]:
         if isinstance(z, Node) and z not in seen:
             seen.add(z)
             name = z.op.removesuffix(mark)
-            if name + mark == z.op and (name in SCHEMA or (name == "absent" and not mark)):
+            if name + mark == z.op and (name in SCHEMA or (name in QUANTIFIED and not mark)):
                 yield name, z.args
             todo += z.args[::-1]
 
@@ -227,16 +227,17 @@ class Witnesses:
 
     # --- what the query did not know ---
 
-    def missing(self, witness: Witness, known: list[Value], stretches: list[Key]) -> list[tuple[str, Key]]:
-        """The rules that fail in the state, at keys as expressions; and what is present in an absent stretch."""
+    def missing(self, witness: Witness, known: list[Value], stretches: list[Lookup]) -> list[tuple[str, Key]]:
+        """The rules that fail in the state, at keys as expressions; and what is there in an absent or blank stretch."""
         state, value = witness.state(), witness.model.value
         names = self.names(witness, known)
         with as_written():
             out = [(v.rule, tuple(names.get((kind, k), k) for kind, k in zip(RULES[v.rule].keys, v.key, strict=True)))
                    for v in audit(state) if v.rule not in AT_REST]
-        for f, first, end in stretches:
-            if value(node("absent", f, first, end)):
-                out += [("present", (f, i)) for i in state.present(value(f)) if value(first) <= i < value(end)]
+        for name, (f, first, end) in stretches:
+            if value(node(name, f, first, end)):
+                there = state.present(value(f)) if name == "absent" else [i for i, w in state.row(value(f)).items() if w]
+                out += [("present", (f, i)) for i in there if value(first) <= i < value(end)]
         return out
 
     def names(self, witness: Witness, known: list[Value]) -> dict[tuple[str, int], Value]:
@@ -291,13 +292,13 @@ class Witnesses:
         return kept
 
 
-def keys_of(formulas: list[Value], path: Path) -> tuple[Keys, list[Key]]:
+def keys_of(formulas: list[Value], path: Path) -> tuple[Keys, list[Lookup]]:
     """The keys of all maps that matter, and the stretches that are asked for."""
     found = list(dict.fromkeys(lookups(formulas)))
     keys = Keys(path.state.touched)
     keys.touch(at for at in found if at[0] in SCHEMA)
-    stretches = list(dict.fromkeys([*path.state.absences, *(key for name, key in found if name == "absent")]))
-    keys.touch(("word", (f, node(f"index_present{n}"))) for n, (f, _, _) in enumerate(stretches))
+    stretches = list(dict.fromkeys([*path.state.stretches, *(at for at in found if at[0] in QUANTIFIED)]))
+    keys.touch(("word", (f, node(f"index_present{n}"))) for n, (_, (f, _, _)) in enumerate(stretches))
     return keys, stretches
 
 
@@ -315,15 +316,15 @@ def settled(path: Path) -> frozenset[tuple[str, Key]]:
     return frozenset((rule.id, owner) for rule in (*INVARIANTS, *COUNTS) if rule.keys == ("dom",) for owner in owners)
 
 
-def exact(stretches: list[Key], keys: Keys) -> Iterator[Value]:
-    """A stretch is absent just if none of its entries is present: no known one, and there is one if it is not."""
-    for n, (f, first, end) in enumerate(stretches):
-        absent = node("absent", f, first, end)
+def exact(stretches: list[Lookup], keys: Keys) -> Iterator[Value]:
+    """A stretch is absent (or blank) just if no word of it is present (or not 0): no known one, and there is one if it is not."""
+    for n, (name, (f, first, end)) in enumerate(stretches):
+        asked = node(name, f, first, end)
         for g, i in keys.of(("frame", "index")):
-            present = both(build("==", g, f), inside(i, first, end), is_present(g, i))
-            yield build("not", both(absent, present))
+            there = both(build("==", g, f), inside(i, first, end), build("not", is_clear(name, g, i)))
+            yield build("not", both(asked, there))
         k = node(f"index_present{n}")
-        yield either(absent, both(inside(k, first, end), is_present(f, k)))
+        yield either(asked, both(inside(k, first, end), build("not", is_clear(name, f, k))))
 
 
 def known_owners(keys: Keys) -> list[Value]:
@@ -335,11 +336,6 @@ def known_owners(keys: Keys) -> list[Value]:
 def inside(i: Value, first: Value, end: Value) -> Value:
     """The index is in [first, end)."""
     return both(build("<=", first, i), build("not", build("<=", end, i)))
-
-
-def is_present(g: Value, i: Value) -> Value:
-    """The entry is."""
-    return build("not", build("==", build("&", node("word", g, i), P), 0))
 
 
 def hopes(path: Path, args: Key) -> list[Value]:

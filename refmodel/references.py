@@ -8,7 +8,15 @@ from typing import cast
 
 from refmodel.state import ConcreteState
 from spec.abi import GUEST_KERNEL, L1, LDT_PAGES, NOBODY, RW, US, WRITABLE, A, G, P
-from spec.descriptors import adjusted_descriptor, forget_descriptors, legal_descriptor, unmap_ldt, validate_descriptor
+from spec.descriptors import (
+    adjusted_descriptor,
+    first_word,
+    forget_descriptors,
+    legal_descriptor,
+    skip_blank,
+    unmap_ldt,
+    validate_descriptor,
+)
 from spec.frames import drop_ref, drop_type, is_descriptors, is_idle, may_use, mfn_of, take_ref, take_type
 from spec.kernel import CPU, DomId, FrameType, Index, Mfn, Refused, State
 from spec.reservation import free_frame
@@ -90,10 +98,14 @@ def validate_descriptors(s: State, d: DomId, f: Mfn, t: FrameType, judge: Callab
     """Check every descriptor of an idle frame that becomes a table of them; `judge` has the error for a bad one."""
     begin_type(s, d, f, t)
     row = cast(ConcreteState, s).row(f)
-    for i in range(0, s.profile.entries, s.profile.descriptor_words):
-        if judge is not None and row.get(i, 0):
+    for i in sorted({first_word(s, Index(i)) for i, word in row.items() if word}):
+        if s.upto[f] < i:
+            skip_blank(s, d, f, i)
+        if judge is not None:
             judge(s, row[i])
         validate_descriptor(s, d, f)
+    if s.upto[f] < s.profile.entries:
+        skip_blank(s, d, f, Index(s.profile.entries))
     finish(s, d, f)
 
 

@@ -88,6 +88,13 @@ class ConcreteState:
             return not any(row.get(i, 0) & P for i in range(first, end))
         return not any(w & P and first <= i < end for i, w in row.items())
 
+    def blank(self, f: int, first: int, end: int) -> bool:
+        """Every word of f in [first, end) is 0."""
+        row = self.row(f)
+        if end - first < len(row):
+            return not any(row.get(i, 0) for i in range(first, end))
+        return not any(w and first <= i < end for i, w in row.items())
+
     def present(self, f: int) -> list[int]:
         """The indices of f's present entries, ascending."""
         return sorted(i for i, w in self.row(f).items() if w & P)

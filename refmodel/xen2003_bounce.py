@@ -32,6 +32,11 @@ DATA = DS, ES, FS, GS
 NONE = {0: Segment(0, 0)}                   # no data segment at all
 
 
+def nothing(selector: int) -> int:
+    """A table without descriptors."""
+    return 0
+
+
 def killed(condition: object, rule: str) -> None:
     """Without this Xen cannot go on with the domain."""
     demand(condition, rule, EFAULT)
@@ -73,7 +78,8 @@ class Bounces(SegmentLoads):
         if is_null(saved.cs):
             raise Fault(GP, 0)
         code = return_target(self.look_up_for(d), saved.cs, 0)
-        stack = outer_stack(self.look_up_for(d), saved.ss, saved.cs & RPL)
+        good = (saved.ss ^ saved.cs) & RPL == 0         # one that its RPL rules out is not looked up (W-52)
+        stack = outer_stack(self.look_up_for(d) if good else nothing, saved.ss, saved.cs & RPL)
         check_fetch(code.q, saved.eip)
         self.require_wide(stack)
         if code != register(s, d, CS) or stack != register(s, d, SS):

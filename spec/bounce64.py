@@ -47,11 +47,11 @@ def frame_flags(rflags: int, masked: bool) -> int:
     return kept if masked else kept | IF
 
 
-def frame_64(saved: Saved, masked: bool, code: int | None) -> tuple[int, ...]:
-    """The words in the order in which they are stored, which is downwards but that CS comes before RFLAGS: see `places`."""
+def frame_64(saved: Saved, masked: bool, code: tuple[int, ...]) -> tuple[int, ...]:
+    """The words, with `code` an error code or nothing, in the order of the stores: downwards, but CS comes before RFLAGS."""
     cs = saved.cs if saved.user else saved.cs & (0xFFFF ^ RPL)
     words = (saved.ss, saved.rsp, cs | masked << MASK_SHIFT, frame_flags(saved.rflags, masked), saved.rip)
-    return (*words, *(() if code is None else (code,)), saved.r11, saved.rcx)
+    return (*words, *code, saved.r11, saved.rcx)
 
 
 def places(top: int, words: int) -> tuple[int, ...]:

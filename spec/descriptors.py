@@ -198,6 +198,19 @@ def mark_accessed(s: State, d: DomId, f: Mfn, i: Index) -> None:
         s.word[f, Index(i | 1)] = (q | ACCESSED) >> 32
 
 
+@transition("DESC-5", source="xen-2003.md §5; xen-4.17.md §6.1: absent ones are legal", keys=("dom", "frame", "index"))
+def skip_blank(s: State, d: DomId, f: Mfn, end: Index) -> None:
+    """A stretch of descriptors that are 0 needs no check."""
+    require(s.owner[f] == d, "DESC-5.1")            # the frame is the domain's own
+    require(s.type_count[f] > 0, "DESC-5.2")        # it has the reference that opened the validation
+    require(is_descriptors(s, s.type[f]), "DESC-5.3")   # as a table of descriptors
+    require(s.upto[f] <= end, "DESC-5.4")           # the stretch begins at the next descriptor
+    require(end <= s.profile.entries, "DESC-5.5")   # ends in the table
+    require(first_word(s, end) == end, "DESC-5.6")  # between two descriptors
+    require(s.blank(f, s.upto[f], end), "DESC-5.7")     # and all of it is 0
+    s.upto[f] = end
+
+
 # --- the GDT -----------------------------------------------------------------------------------------------------------------
 
 @transition("GDT-1", source="xen-2003.md §5.1 (W-26)", keys=("dom", "frame"))

@@ -156,7 +156,10 @@ class State(Protocol):
     walk_clock: MutableMapping[tuple[DomId, Tag], int]
 
     def absent(self, f: Mfn, first: int, end: int) -> bool:
-        """No entry of f in [first, end) is present: the one quantified read, for empty stretches of a table."""
+        """No entry of f in [first, end) is present: a quantified read, for empty stretches of a page table."""
+
+    def blank(self, f: Mfn, first: int, end: int) -> bool:
+        """Every word of f in [first, end) is 0: the other quantified read, for empty stretches of a table of descriptors."""
 
 
 # --- the registry ------------------------------------------------------------------------------------------------------------

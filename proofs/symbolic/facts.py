@@ -165,14 +165,19 @@ class Facts:
             total = self._totals[at]
         return total
 
-    def absences(self, s: SymbolicState, keys: Keys) -> Iterator[Value]:
-        """An absent stretch has no present entry at any known key."""
-        for f, first, end in s.absences:
+    def stretches(self, s: SymbolicState, keys: Keys) -> Iterator[Value]:
+        """What a quantified read says of a stretch is so at every known key in it."""
+        for name, (f, first, end) in s.stretches:
             for g, i in keys.of(("frame", "index")):
                 inside = both(build("==", g, f), build("<=", first, i), build("not", build("<=", end, i)))
-                gone = build("==", build("&", node("word", g, i), P), 0)
-                asked = both(node("absent", f, first, end), build("not", self.sorts.misfit("index", i)))
-                yield either(build("not", both(asked, inside)), gone)
+                asked = both(node(name, f, first, end), build("not", self.sorts.misfit("index", i)))
+                yield either(build("not", both(asked, inside)), is_clear(name, g, i))
+
+
+def is_clear(name: str, g: Value, i: Value) -> Value:
+    """What a quantified read asks of each word: an absent entry has no P bit, a blank word no bit at all."""
+    word = node("word", g, i)
+    return build("==", build("&", word, P) if name == "absent" else word, 0)
 
 
 def first_of(keys: list[Key], n: int) -> Value:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import z3
 
+from proofs.symbolic.state import QUANTIFIED
 from proofs.symbolic.terms import Node, Value, build, gap
 from spec.invariants import SUMS
 from spec.kernel import SCHEMA
@@ -51,7 +52,7 @@ class Sorts:
             return SCHEMA[map_of(z.op)][1]
         if z.op in CONTRIBUTIONS:
             return "count"
-        if map_of(z.op) == "absent":
+        if map_of(z.op) in QUANTIFIED:
             return "bool"
         name = NAME.match(z.op)
         kind = name.group() if name else ""
@@ -263,9 +264,9 @@ class Sorts:
             return SCHEMA[map_of(z.op)][0]
         if z.op in CONTRIBUTIONS:
             return (CONTRIBUTIONS[z.op],)
-        if map_of(z.op) == "absent" and len(z.args) > 3:
-            raise gap("a question for absent entries after a store")
-        return ("frame", "index", "index") if map_of(z.op) == "absent" else ()
+        if map_of(z.op) in QUANTIFIED and len(z.args) > 3:
+            raise gap("a question for a stretch of words after a store")
+        return ("frame", "index", "index") if map_of(z.op) in QUANTIFIED else ()
 
     def _range(self, kind: str) -> Any:
         if kind == "bool":

@@ -1,11 +1,12 @@
 """A state of which nothing is known: maps over unbounded keys that record what a run touches and stores."""
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from proofs.symbolic.terms import BoolTerm, Node, Value, active, bool_value, build, gap, int_value, node, refused, term
 from spec.kernel import SCHEMA
 from spec.profile import Profile
 
+QUANTIFIED: Final = ("absent", "blank")     # the reads that ask for a whole stretch of a frame's words
 Key = tuple[Value, ...]
 Before = Callable[[str, Key], Value]          # map and key -> what was there before any store
 
@@ -70,16 +71,24 @@ class SymbolicState:
     def __init__(self, profile: Profile, before: Before = unknown) -> None:
         self.profile, self.before, self.wrote = profile, before, False
         self.touched: dict[tuple[str, Key], None] = {}    # map and key, in order of the first touch
-        self.absences: list[Key] = []       # what was asked for: frame, first, end
+        self.stretches: list[tuple[str, Key]] = []      # what was asked for: a quantified read, and frame, first, end
         self.maps = {name: SymbolicMap(self, name) for name in SCHEMA}
         for name, of in self.maps.items():
             setattr(self, name, of)
 
     def absent(self, f: Any, first: Any, end: Any) -> Any:
-        """No entry of f in [first, end) is present: an unknown of its own, whatever was stored before."""
-        stretch = tuple(map(int_value, (f, first, end)))
-        self.absences.append(stretch)
-        return BoolTerm(node("absent", *stretch, *self.maps["word"].stores))
+        """No entry of f in [first, end) is present."""
+        return self.quantified("absent", f, first, end)
+
+    def blank(self, f: Any, first: Any, end: Any) -> Any:
+        """Every word of f in [first, end) is 0."""
+        return self.quantified("blank", f, first, end)
+
+    def quantified(self, name: str, *key: Any) -> Any:
+        """A quantified read: an unknown of its own, whatever was stored before."""
+        stretch = tuple(map(int_value, key))
+        self.stretches.append((name, stretch))
+        return BoolTerm(node(name, *stretch, *self.maps["word"].stores))
 
     @property
     def stores(self) -> dict[str, list[tuple[Key, Value]]]:

@@ -2,15 +2,7 @@
 import pytest
 
 from emulator.audit import recount
-from emulator.delivery import Delivery
-from emulator.descriptors import Descriptors
-from emulator.guests import GuestRun
-from emulator.hypervisor import Hypervisor
-from emulator.machine import Machine
 from emulator.planted import PLANTS, planted
-from emulator.present import Present
-from emulator.traps import Traps
-from emulator.ways import Ways
 from oracle.cite import historic_bugs
 from spec.abi import Xen2003
 from spec.vocabulary import Access, Context, FarTransfer, Interrupt, Privileged
@@ -222,7 +214,8 @@ DETECT = {
     "delivered-events-stay-selected": [G.call(*CALLS), in_kernel("nop", events(1, 0x80000001))],
     "events-though-masked": [G.call(*CALLS), in_kernel("nop", events(1, 1))],
     "events-not-selected": [G.call(*CALLS), in_kernel("nop", events(1, 0x80000002))],
-    "event-test-of-the-last-domain": [O.call(*CALLS), in_kernel("nop"), Privileged(2, kernel(O), "nop", events(1, 0x80000001, O))],
+    "event-test-of-the-last-domain": [O.call(*CALLS), in_kernel("nop"),
+                                      Privileged(2, kernel(O), "nop", events(1, 0x80000001, O))],
     "int-dpl-unchecked": [*with_stack(), Interrupt(1, application(), 0x30)],
     "int-not-skipped": [G.set_traps((0x30, 1, 0x819, 5)), Interrupt(1, kernel(), 0x30)],
     "int-of-an-exception": [*with_stack(), Interrupt(1, application(), 6)],
@@ -286,7 +279,8 @@ def test_the_real_bugs_that_they_are_like_can_be_cited():
 def test_afterwards_the_classes_are_as_they_were(only_target):
     only_target.reset(SETUP)
     def now():
-        return [dict(vars(each)) for each in (Hypervisor, Machine, Descriptors, Traps, Ways, Delivery, Present, GuestRun)]
+        owners = {edit.owner for plant in PLANTS.values() for edit in plant.edits}
+        return {owner: dict(vars(owner)) for owner in owners}
     before = now()
     for name in PLANTS:
         with planted(only_target, name):

@@ -8,6 +8,7 @@ from oracle.judge import Direction, judge
 from oracle.runner import CampaignSpec, length_of, machine_of, machines
 from oracle.targets import ModelTarget
 from refmodel import boot
+from spec.vocabulary import Transfer
 from tests.oracle.fakes import is_fatal, opener
 
 SMALL = CampaignSpec(target="ModelTarget", seed=5, actions=3210, length=40, hang_seconds=20.0)
@@ -33,6 +34,17 @@ def test_a_clean_campaign(clean: CampaignResult) -> None:
     assert clean.coverage
     assert clean.looseness
     assert clean.setup is not None
+
+
+def test_actions_are_counted_by_kind_and_a_focus_shifts_them(clean: CampaignResult) -> None:
+    assert sum(clean.kinds.values()) == clean.actions
+    focused = run(replace(SMALL, focus="transfers"))
+    assert focused.clean
+    assert transfers(focused) > 2 * transfers(clean) > 0
+
+
+def transfers(r: CampaignResult) -> int:
+    return sum(n for kind, n in r.kinds.items() if issubclass(kind, Transfer))
 
 
 def test_the_last_program_is_cut_to_the_number_of_actions() -> None:
@@ -95,7 +107,7 @@ def fatal_programs(spec: CampaignSpec) -> list[int]:
 
 @pytest.mark.parametrize(("target", "what"), [("Dying", "died of signal 6"), ("Raising", "RuntimeError: the engine gave up")])
 def test_a_worker_that_fails_is_a_harness_failure_of_its_program(target: str, what: str) -> None:
-    spec = replace(SMALL, target=target, workers=2, actions=640, length=20)
+    spec = replace(SMALL, target=target, workers=2, seed=1, actions=640, length=20)
     expected = fatal_programs(spec)
     assert 2 <= len(expected) < 32
     found = run(spec)

@@ -104,6 +104,7 @@ def test_the_schema_is_printed(xenspec: Command) -> None:
     ("fuzz --seed -1", "--seed"),
     ("fuzz --workers 0", "--workers"),
     ("fuzz --seconds 1 --actions 1", "not both"),
+    ("fuzz --focus none --actions 1", "unknown focus 'none' (known: memory, descriptors, transfers)"),
     ("fuzz --profile xen-9 --actions 1", "unknown profile 'xen-9'"),
     ("fuzz --target bochs --actions 1", "unknown target"),
     ("fuzz --target model --actions 1 --frames 100", "frames"),

@@ -37,6 +37,7 @@ NEVER_REFUSED = {
     ("xen-4.17", "GDT-4.2"): "there are no segments",
     ("xen-4.17", "DESC-2.5"): "a descriptor is one word",
     ("xen-4.17", "DESC-4.5"): "a descriptor is one word",
+    ("xen-4.17", "DESC-5.6"): "a descriptor is one word",
     ("xen-2003", "RING-1.1"): "there are segments",
     ("xen-4.17", "FLAT-1.1"): "there are none",
     **{("xen-4.17", c): "RING-1.1 refuses before" for c in (

@@ -37,8 +37,8 @@ def unproved(profile: str, name: str) -> dict[str, str]:
 # --- what holds --------------------------------------------------------------------------------------------------------------
 
 @both_profiles
-@pytest.mark.parametrize("name", ["take_ref", "drop_type", "begin_type", "skip_absent", "load_base", "assign", "flush", "lend",
-                                  "clear_user_base", "fetch", "load_stack_segment", "reload"])
+@pytest.mark.parametrize("name", ["take_ref", "drop_type", "begin_type", "skip_absent", "skip_blank", "load_base", "assign",
+                                  "flush", "lend", "clear_user_base", "fetch", "load_stack_segment", "reload"])
 def test_a_small_transition_keeps_every_invariant(profile, name):
     assert unproved(profile, name) == {}
 
@@ -72,6 +72,7 @@ def test_everything_is_proved(tmp_path):
     ("assign", "    s.pages[d] += 1\n", "", "COUNT-4"),
     ("free_frame", "s.upto[f] == 0", "True", "FRAME-2"),
     ("skip_absent", "s.absent(f, s.upto[f], end)", "True", "SLOT-1"),
+    ("skip_blank", "s.blank(f, s.upto[f], end)", "True", "DESC-10"),
     ("drain_absent", "first <= s.upto[f]", "True", "FRAME-1"),
     ("flush", "    s.cr3_clock[CPU] += 1\n", "", "CLOCK-1"),
     ("set_pinned", "    s.held_type[f] -= 1\n", "", "COUNT-1"),

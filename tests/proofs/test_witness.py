@@ -46,7 +46,7 @@ def rows(profile: str, rule: Rule, *parts: str) -> dict[str, Row]:
 # --- witnesses ---------------------------------------------------------------------------------------------------------------
 
 @both_profiles
-@pytest.mark.parametrize("name", ["drop_type", "skip_absent", "load_base", "validate_entry", "guest_store"])
+@pytest.mark.parametrize("name", ["drop_type", "skip_absent", "skip_blank", "load_base", "validate_entry", "guest_store"])
 def test_a_witness_is_a_whole_sound_state_that_goes_the_path(profile, name):
     for path, found, rule in witnesses_of(profile, name):
         assert {v.rule for v in audit(found.state())} <= {"TOKEN-1"}
@@ -65,7 +65,7 @@ def test_a_stretch_that_is_not_absent_has_a_present_entry():
     task = Task([faithful("xen-2003", named("skip_absent"))], OPTIONS)
     path = Path(SymbolicState(task.profile))
     asked = node("absent", node("frame1"), 5, 9)
-    path.state.absences.append(asked.args)
+    path.state.stretches.append(("absent", asked.args))
     found = Witnesses(task.facts, task.args, task.search.tally).find([*task.given, build("not", asked)], path)
     f = found.model.value(node("frame1"))
     assert [i for i in found.state().present(f) if 5 <= i < 9]
@@ -154,6 +154,7 @@ def refuted(plant):
     ("free_frame", "s.upto[f] == 0", "True", "FRAME-2"),
     ("skip_absent", "s.absent(f, s.upto[f], end)", "True", "SLOT-1"),
     ("skip_absent", "s.absent(f, s.upto[f], end)", "True", "typed_slot"),
+    ("skip_blank", "s.blank(f, s.upto[f], end)", "True", "DESC-10"),
     ("drain_entry", "s.upto[f] > 0", "s.upto[f] >= 0", "kinds"),
     ("flush", "    s.cr3_clock[CPU] += 1\n", "", "CLOCK-1"),
 ])

@@ -27,7 +27,7 @@ NEVER_FALSE = {
     "xen-4.17": {"BASE-2.1": "user mode has a root of its own", "ENTRY-1.8": "tables of one level may use each other",
                  **dict.fromkeys(("TLB-1.2", "TLB-2.2", "TLB-3.2", "GDT-4.2"), NO_SEGMENTS), **dict.fromkeys(OF_RINGS, NO_RINGS),
                  **dict.fromkeys((*OF_XENS_PLACE, "DESC-2.6"), NO_PLACE),
-                 **dict.fromkeys(("DESC-2.5", "DESC-4.5"), "a descriptor is one word"),
+                 **dict.fromkeys(("DESC-2.5", "DESC-4.5", "DESC-5.6"), "a descriptor is one word"),
                  "FLAT-1.1": "there are 64-bit guests"},
 }
 NEVER_TRUE = {

@@ -12,6 +12,7 @@ from spec.descriptors import (
     mark_accessed,
     remove_gdt,
     set_gdt_entries,
+    skip_blank,
     unmap_ldt,
     validate_descriptor,
     write_descriptor,
@@ -71,6 +72,13 @@ def descriptors(w, kind=SEG_DESC, upto=None, filled=0, held_type=1):
         w.put("word", (f, Xen2003.RESERVED * 2 + k), w.s.xen_descriptor[Xen2003.RESERVED * 2 + k])
     w.put("filled", f, filled)
     w.hold(f, held_type=held_type)
+    return f
+
+
+def checked_but_one(w):
+    """A table in its validation, the first descriptor checked, the next that is there at word 6."""
+    f = descriptors(w, upto=w.p.descriptor_words)
+    put(w, f, 6, ILLEGAL[w.p.name])
     return f
 
 
@@ -137,6 +145,18 @@ TRIALS = [
         "DESC-4.6": lambda w, a: put(w, a["f"], 0, FLAT & ~PRESENT),
         "DESC-4.7": lambda w, a: put(w, a["f"], 0, gate(0x9)),
     }),
+    (skip_blank, lambda w: {"d": ME, "f": checked_but_one(w), "end": 6}, {
+        "DESC-5.1": lambda w, a: a.update(d=OTHER),
+        "DESC-5.2": lambda w, a: w.put("type_count", a["f"], 0),
+        "DESC-5.3": lambda w, a: w.put("type", a["f"], 1),
+        "DESC-5.4": lambda w, a: a.update(end=0),
+        "DESC-5.6": lambda w, a: a.update(end=5),
+        "DESC-5.7": lambda w, a: a.update(end=6 + w.p.descriptor_words),
+    }),
+    (skip_blank, lambda w: {"d": ME, "f": descriptors(w, upto=w.p.descriptor_words), "end": w.p.entries}, {
+        "DESC-5.5": lambda w, a: a.update(end=w.p.entries + w.p.descriptor_words),
+        "DESC-5.7": lambda w, a: w.put("word", (a["f"], w.p.entries - 1), 1 << 31),
+    }),
     (fill_reserved, lambda w: {"d": ME, "f": descriptors(w, filled=2)}, {
         "GDT-1.1": lambda w, a: a.update(d=OTHER),
         "GDT-1.2": lambda w, a: w.put("type", a["f"], 6),
@@ -173,7 +193,7 @@ TRIALS = [
     (unmap_ldt, mapped, {"LDT-3.1": lambda w, a: a.update(n=1)}),
 ]
 ONLY = {"fill_reserved": "xen-2003", "GDT-4.2": "xen-2003", "DESC-2.5": "xen-2003", "DESC-2.6": "xen-2003",
-        "DESC-4.5": "xen-2003"}
+        "DESC-4.5": "xen-2003", "DESC-5.6": "xen-2003"}
 
 
 def broken(w):
