@@ -6,7 +6,6 @@ from spec.kernel import DomId, Index
 from spec.rings import found, is_unmapped
 from spec.vocabulary import Context, FarTransfer, Interrupt, Privileged, Return, Transfer
 from spec.x86.descriptors import (
-    base_of,
     dpl_of,
     gate_offset,
     gate_parameters,
@@ -17,7 +16,7 @@ from spec.x86.descriptors import (
     is_conforming,
     limit_of,
 )
-from spec.x86.flags import AC, NT
+from spec.x86.flags import NT
 from spec.x86.stacks import holds
 
 ONES: Final = 0xFFFFFFFF
@@ -75,8 +74,4 @@ def differs(machine: Machine, d: DomId, at: Context, selector: int, offset: int)
         return False
     if offset > limit_of(q):
         return True
-    if at.cs & 3 != 3 or not is_conforming(q) or dpl_of(q) == 3:
-        return False
-    top = (base_of(found(s, d, at.ss)) + at.esp) & ONES
-    strict = at.eflags & AC != 0 and top & 3 != 0
-    return strict or any(machine.walk(d, (top - n) & ONES, True, True) is None for n in (8, 1))
+    return at.cs & 3 == 3 and is_conforming(q) and dpl_of(q) != 3

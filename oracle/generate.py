@@ -188,6 +188,18 @@ class Generator:
                 outcomes.append(outcome)
         return actions, outcomes
 
+    def keeps(self, actions: Iterable[Action]) -> bool:
+        """A program from boot has no control transfer that would have been left out."""
+        self.machine.reset()
+        self.machine.choices.begin()
+        for action in actions:
+            if isinstance(action, Transfer):
+                if self.within(action) is None:
+                    return False
+            else:
+                self.machine.step(action)
+        return True
+
     def within(self, action: Transfer) -> Outcome | None:
         """Perform a control transfer, unless it leads out of the vocabulary, or the engine is known to do it otherwise."""
         mark = self.machine.mark()

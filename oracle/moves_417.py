@@ -856,8 +856,10 @@ def linear_chain(g: Generator) -> Sequence[Action]:
     same = next((fs for fs in by_level if len(fs) > 1), [])
     if len(same) < 2:
         return advance_table(g)
-    table, users = g.pick(same), [f for f in same if g.linear[f] > 0]
-    to = g.pick(users) if users and g.random() < 0.5 else g.pick(same)
+    table, to, users = g.pick(same), g.pick(same), [f for f in same if g.linear[f] > 0]
+    if users and g.random() < 0.6:
+        to = g.pick(users)
+        table = g.pick([f for f in same if f != to])
     return (mmu_update(g, (at(table, g.pick((3, 4, 255, 509))), to << PAGE | g.pick((1, 5, 5, 7)))),)
 
 

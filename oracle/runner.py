@@ -285,7 +285,9 @@ class BootedRunner(Runner):
             report.divergences.append(self.divergence(index, self.actions, verdict, shrinking))
 
     def verdict_on(self, actions: Sequence[Action]) -> Verdict:
-        """Run from boot, and judged."""
+        """Run from boot, and judged; what generated programs leave out is no program."""
+        if not self.generator.keeps(actions):
+            raise HarnessError("left out: what the engine does otherwise, or what leads out of the vocabulary")
         return judge(self.machine, actions, *self.execute(actions))
 
     def failure(self, index: int, what: HarnessError) -> HarnessFailure:
