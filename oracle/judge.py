@@ -35,6 +35,7 @@ from spec.vocabulary import (
 
 ATTEMPTS: Final = 256                           # runs of the model in search of an explanation
 NO_OUTCOME: Final = Outcome(vector=255)         # that of no machine
+LEFT: Final = "left-the-vocabulary"             # a looseness: by an allowed choice it may have gone where no model follows
 
 
 class Direction(StrEnum):
@@ -61,6 +62,11 @@ class Verdict:
     attempts: int = 1
 
     @property
+    def left(self) -> bool:
+        """It allows all up to an action that may have led out of the vocabulary; what comes after it cannot be judged."""
+        return self.agrees and LEFT in self.looseness
+
+    @property
     def agrees(self) -> bool:
         """The model allows everything that was seen."""
         return self.direction is Direction.AGREES
@@ -84,9 +90,14 @@ class Attempt:
     looseness: Counter[str]
 
     @property
-    def score(self) -> tuple[int, int]:
-        """Smaller is better: more outcomes explained, then fewer differences left."""
-        return -self.explained, len(self.differences)
+    def left(self) -> bool:
+        """The next action leads out of the vocabulary."""
+        return self.mine is NO_OUTCOME
+
+    @property
+    def score(self) -> tuple[int, bool, int]:
+        """Smaller is better: more outcomes explained, then a way out of the vocabulary, then fewer differences left."""
+        return -self.explained, not self.left, len(self.differences)
 
     @property
     def complete(self) -> bool:
@@ -210,6 +221,8 @@ def judge(machine: Machine, actions: Sequence[Action], outcomes: Sequence[Outcom
     """
     with coverage.uncounted():
         best, runs = explain(machine, actions, outcomes, observation, full, limit, start, moved)
+        if best.left:
+            return Verdict(Direction.AGREES, best.explained, looseness=best.looseness + Counter({LEFT: 1}), attempts=runs)
         if best.mine is not None:
             return outcome_verdict(machine, actions, outcomes, best, runs, start)
     if best.differences:
@@ -255,7 +268,7 @@ def deciding_rule(machine: Machine, actions: Sequence[Action], outcomes: Sequenc
     for action, seen in zip(actions[:best.explained], outcomes, strict=False):
         machine.step(action, seen)
     before = coverage.tallies()
-    machine.step(actions[best.explained], outcomes[best.explained])
+    stepped(machine, actions[best.explained], outcomes[best.explained], whole=False)
     decided = {CONJUNCT_RULE[c] for c, (true, _) in coverage.since(before).items() if true}
     last = ""
     for kind in ("check", "transition"):

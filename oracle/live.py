@@ -38,6 +38,7 @@ class Player:
         self.seen: Observation | None = None        # after the last piece
         self.boot = self.start = Start.here(machine)
         self.before = met(machine)
+        self.left = False                       # the target may have gone where the model does not follow
         self.on_target(lambda: target.reset(setup))
 
     def explained_by_all(self, actions: Sequence[Action], seen: Observation) -> bool:
@@ -46,7 +47,9 @@ class Player:
             return False
         self.judging()
         whole, outcomes = [*self.actions[self.judged_from:], *actions], [*self.earlier, *self.outcomes]
-        return judge(self.machine, whole, outcomes, seen, start=self.boot, limit=LIMIT, moved=self.judging).agrees
+        verdict = judge(self.machine, whole, outcomes, seen, start=self.boot, limit=LIMIT, moved=self.judging)
+        self.left = self.left or verdict.left
+        return verdict.agrees
 
     def on_target(self, work: Callable[[], T]) -> T:
         """Have the target do something; whatever it raises is a HarnessError."""
@@ -54,9 +57,9 @@ class Player:
 
     @property
     def over(self) -> bool:
-        """The target has killed a domain: nothing more can be run."""
+        """The target has killed a domain, or may have left the vocabulary: nothing more can be run."""
         last = (self.outcomes or self.earlier)[-1:]
-        return bool(last) and last[0].value == KILLED
+        return self.left or (bool(last) and last[0].value == KILLED)
 
     def run(self, actions: Sequence[Action]) -> None:
         """Run actions of this piece on the target."""
@@ -83,6 +86,7 @@ class Player:
             self.judging()
             verdict = judge(machine, actions, self.outcomes, seen, start=self.start, moved=self.judging)
             self.looseness += verdict.looseness
+            self.left = verdict.left
             if not verdict.agrees and not self.explained_by_all(actions, seen):
                 self.verdict = replace(verdict, at=len(self.actions) + verdict.at)
         self.actions += actions

@@ -16,7 +16,7 @@ from refmodel.machine import Machine
 from refmodel.state import ConcreteState, as_state
 from refmodel.xen417 import Machine417
 from refmodel.xen417_environment import start
-from spec.abi import DOMID_IO, DOMID_XEN, L1, L4, NONE, PAT, PCD, PWT, RW, SEG_DESC, P
+from spec.abi import DOMID_IO, DOMID_XEN, L1, L4, NONE, NP, PAT, PCD, PWT, RW, SEG_DESC, P
 from spec.kernel import CPU, DomId
 from spec.profile import PROFILES, Profile
 from spec.vocabulary import FrameView, Image, Setup
@@ -135,7 +135,7 @@ def imported_machine(setup: Setup, image: Image) -> Machine:
     machine.shared = {d: image.shared_info.get(d, 0) for d in machine.shared}
     state.opaque = frozenset(image.shared_info.values())
     machine.choices.eager = True            # QEMU's processor
-    machine.gate_shift, machine.marks_faults, machine.marks_segments = 4, False, False
+    machine.gate_shift, machine.marks_faults, machine.marks_segments, machine.absent_stack = 4, False, False, NP
     machine.pool_size = image.frames - len(image.table)
     return machine
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from refmodel.guest import ModelError, older, translate
 from refmodel.xen417_environment import pad
 from refmodel.xen417_segments import SegmentLoads
-from spec.abi import GP, PF, Xen417
+from spec.abi import GP, PF, SS, Xen417
 from spec.bounce64 import (
     ADDRESSES,
     DIRECTION,
@@ -65,11 +65,12 @@ class Bounces(SegmentLoads):
     """A machine whose Xen enters its guests' kernels.
 
     Habits of the processor are how it tells the gate of an INT n in an error code (`gate_shift`), that it sets RF in what it
-    pushes for a fault, and that it marks the segments that a transfer loads.
+    pushes for a fault, that it marks the segments that a transfer loads, and what an IRET to an absent stack gives.
     """
     gate_shift = 3
     marks_faults = True
     marks_segments = True
+    absent_stack = SS
 
     # --- events: what Xen and the guest tell each other in shared_info ---
 
@@ -119,7 +120,7 @@ class Bounces(SegmentLoads):
         except Fault as fault:
             if fault.vector == GP and fault.error == 0 and is_canonical_64(g.rip) and not X.PADS <= g.rip < pad(X.BACK_PAD):
                 raise ModelError("Xen looks at the instruction to which it cannot return") from None
-            self.exception(d, g, fault)
+            self.exception(d, g, Fault(self.absent_stack, fault.error) if fault.vector == SS else fault)
             return
         if not is_64(out.cs.q):
             raise ModelError("the guest would go on in compatibility mode")

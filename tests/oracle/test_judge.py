@@ -1,14 +1,17 @@
 """The judge: every direction of a deviation, the rule it names, and the search for an explanation."""
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from oracle.judge import Direction, attempt, explain, judge
-from oracle.targets import ModelTarget, default_setup
+from oracle.program import load
+from oracle.targets import ModelTarget, default_setup, open_target
 from refmodel import Machine, boot
 from spec.abi import EINVAL
 from spec.vocabulary import Action, Execute, Hypercall, Load, Observation, Outcome, Store
 
+CORPUS = Path(__file__).parent.parent / "corpus"
 HOME, WINDOW = 0xC0000000, 0xC0041000
 UVM, MMU_UPDATE, MEM_OP = 19, 1, 16
 
@@ -183,3 +186,15 @@ def test_an_attempt_stops_at_the_first_difference(machine: Machine) -> None:
     found = attempt(machine, actions, [outcomes[0], Outcome(0, 14, 2, WINDOW), *outcomes[2:]])
     assert (found.explained, found.complete) == (1, False)
     assert found.mine == outcomes[1]
+
+
+def test_what_may_lead_out_of_the_vocabulary_is_judged_up_to_there() -> None:
+    """By a stale translation the processor may have fetched something else than the instruction: that is no divergence."""
+    program = load(CORPUS / "a-stale-fetch-may-lead-out-of-the-vocabulary.jsonl")
+    target = open_target("emulator")
+    target.reset(program.setup)
+    outcomes = target.run(program.actions)
+    verdict = judge(boot(program.setup), program.actions, outcomes, target.observe())
+    assert (verdict.agrees, verdict.left, verdict.at) == (True, True, 143)
+    wrong = [*outcomes[:100], Outcome(value=4711), *outcomes[101:]]
+    assert not judge(boot(program.setup), program.actions, wrong).agrees

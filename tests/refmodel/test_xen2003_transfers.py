@@ -389,7 +389,7 @@ def test_an_ldt_is_mapped_as_it_is_used(kernel: Kernel, xen2: Lab2003) -> None:
 
 
 def test_a_stack_that_its_rpl_rules_out_is_not_looked_up(kernel: Kernel, xen2: Lab2003) -> None:
-    """So no page of the LDT is mapped for it (W-52); and it is #GP, whatever the page is."""
+    """So no page of the LDT is mapped for it (W-52), as for a CS; and it is #GP, whatever the page is."""
     kernel.ldt(stack=segment(0x12, 3))
     assert xen2.extended(1, X.SET_LDT, xen2.va(SECOND - 1) >> 12, 1024 << 8) == 0      # the second page now: not mapped yet
     mapped: dict[tuple[int, int], bool] = xen2.m.concrete.maps["has_ldt"]
@@ -398,11 +398,11 @@ def test_a_stack_that_its_rpl_rules_out_is_not_looked_up(kernel: Kernel, xen2: L
     failsafe(kernel, kernel.do(at, "nop"), at)
     at = kernel.at(1)
     kernel.trapped(kernel.iret(at, TARGET, X.RING3_CS, IF, 0, stack | 1), at, GP, stack)
-    kernel.trapped(kernel.ret(kernel.at(3), TARGET, stack | 1, 0, 0), kernel.at(3), GP, stack)
     assert not mapped[1, 1]
+    kernel.trapped(kernel.ret(kernel.at(3), TARGET, stack | 1, 0, 0), kernel.at(3), GP, stack)
+    assert mapped[1, 1]
     at = kernel.at(3, ss=stack | 3)
     assert goes_on(kernel.do(at, "nop"), at, 1)
-    assert mapped[1, 1]
 
 
 def test_far_jumps_and_calls_in_a_ring(kernel: Kernel, xen2: Lab2003) -> None:
