@@ -268,7 +268,7 @@ def deciding_rule(machine: Machine, actions: Sequence[Action], outcomes: Sequenc
     for action, seen in zip(actions[:best.explained], outcomes, strict=False):
         machine.step(action, seen)
     before = coverage.tallies()
-    stepped(machine, actions[best.explained], outcomes[best.explained], whole=False)
+    machine.step(actions[best.explained], outcomes[best.explained])
     decided = {CONJUNCT_RULE[c] for c, (true, _) in coverage.since(before).items() if true}
     last = ""
     for kind in ("check", "transition"):

@@ -52,7 +52,7 @@ class Result(NamedTuple):
     flags: int = 0
     rip: int = 0
     rsp: int = 0
-    selectors: tuple[int, ...] = ()         # CS, SS, DS, ES, FS, GS
+    selectors: tuple[int, ...] = (0,) * 6   # CS, SS, DS, ES, FS, GS
 
 
 class Batch:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from emulator.xen.target import XenTarget
 from emulator.xen.turns import code
 from spec.abi import DOMID_SELF, PAGE_SIZE, Xen417
-from spec.vocabulary import Hypercall, Setup
+from spec.vocabulary import Action, Hypercall, Outcome, Setup
 
 
 class Crashing(XenTarget):
@@ -22,6 +22,10 @@ class Crashing(XenTarget):
             at = self._frames.place(self._layouts[0].first + 20) + 16
             self.machine.set_word(at, self.machine.word(at) + 1)
         super().send([code(self.suicide())] if self.programs <= 2 else codes)
+
+    def _perform(self, actions: Sequence[Action], result: list[Outcome]) -> None:
+        """It is the machine's death, whatever was asked for: no outcome of a control transfer."""
+        super()._perform([self.suicide()] if actions and self.programs <= 2 else actions, result)
 
     def suicide(self) -> Hypercall:
         """The slot of the base through which the executor is mapped becomes empty."""

@@ -3,6 +3,7 @@ import random
 
 import pytest
 
+from emulator.xen.batch import RESULT_SIZE
 from oracle.burst import play_burst
 from oracle.generate import Generator
 from oracle.ground import Ground
@@ -29,7 +30,7 @@ def test_a_wrong_answer_in_the_middle_of_a_burst_is_found(target, generator, mon
 
     def wrong():
         answers = bytearray(receive())
-        answers[len(answers) // 64 * 32] ^= 1
+        answers[len(answers) // RESULT_SIZE // 2 * RESULT_SIZE] ^= 1
         return bytes(answers)
     generator.begin(random.Random("burst/wrong"))
     player = Player(generator.machine, target, generator.setup)

@@ -10,7 +10,7 @@ import pytest
 
 from emulator.errors import HarnessError
 from emulator.xen import fetch
-from emulator.xen.batch import NO_EXECUTOR, NO_FAULT, NO_OPERATION, Batch, Result, outcomes
+from emulator.xen.batch import NO_EXECUTOR, NO_FAULT, NO_OPERATION, Batch, Result, outcomes, result
 from emulator.xen.machine import Crashed, RealXen, empty_qcow2
 from emulator.xen.subject import Layout, tables
 from refmodel.boot import boot
@@ -84,7 +84,7 @@ def test_a_store_that_faults_ends_a_hypercall_before_it_is_made(xen: RealXen, la
 
 
 def test_an_unknown_operation_and_batches_that_are_too_long(xen: RealXen) -> None:
-    assert Result._make(struct.unpack("<QQiII4x", xen.run(struct.pack("<Q", 99), 1))).vector == NO_OPERATION
+    assert result(xen.run(struct.pack("<Q", 99), 1), 0).vector == NO_OPERATION
     size, operations = xen.most
     with pytest.raises(HarnessError, match="at most"):
         xen.send(bytes(size + 1), 1)
