@@ -767,7 +767,8 @@ def execute(g: Generator) -> Sequence[Action]:
     if r < 0.3:
         flags = g.pick((0x65, 0x5, NX | 0x65, 0x67))
         return (update(g, g.pick(d.windows), d.first + CODE_PAGE << PAGE | flags),)
-    va = d.home + (CODE_PAGE << PAGE) + g.below(4096) if r < 0.6 else g.pick((*d.windows, *NOWHERE))
+    closed = [va for va in d.windows if entry_of(g, va) & (NX | P) == NX | P]
+    va = d.home + (CODE_PAGE << PAGE) + g.below(4096) if r < 0.6 else g.pick(closed or (*d.windows, *NOWHERE))
     user = g.random() < 0.3 and bool(g.machine.s.has_user[d.dom])  # type: ignore[index]
     if g.machine.legal_execute(d.dom, va, user):
         return (Execute(d.dom, va, user),)

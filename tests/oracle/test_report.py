@@ -35,7 +35,8 @@ def result(**more: object) -> CampaignResult:
     """A campaign that found one divergence, unless `more` says otherwise."""
     spec = CampaignSpec(seed=5, actions=300, target="model")
     found = CampaignResult(spec, SETUP, 2, 300, [Divergence(SETUP, 1, 150, ACTIONS, VERDICT, 40)], 1,
-                           looseness=Counter({"stale": 3, "accessed": 1}), coverage={RULE.conjuncts[0].id: (3, 0)}, seconds=1.5)
+                           looseness=Counter({"stale": 3, "accessed": 1}), coverage={RULE.conjuncts[0].id: (3, 0)}, seconds=1.5,
+                           kinds=Counter({Load: 100, Hypercall: 200}))
     for name, value in more.items():
         setattr(found, name, value)
     return found
@@ -62,8 +63,8 @@ def test_a_campaign_tells_of_its_own_profile_only() -> None:
 def test_the_summary_has_what_scripts_rely_on() -> None:
     doc = json.loads(json.dumps(report.campaign_document(result())))
     assert doc["summary"] == {"programs": 2, "actions": 300, "raw": 0, "divergences": 1, "harness_failures": 0,
-                              "model_findings": 0, "looseness": {"accessed": 1, "stale": 3}, "declared": {},
-                              "seconds": 1.5, "seed": 5}
+                              "model_findings": 0, "looseness": {"accessed": 1, "stale": 3}, "kinds": {"hypercall": 200, "load": 100},
+                              "declared": {}, "seconds": 1.5, "seed": 5}
     assert doc["divergences"][0]["verdict"]["sentence"] == RULE.conjuncts[1].text
     assert doc["divergences"][0]["verdict"]["model"] == {"value": -22}
 
