@@ -63,8 +63,8 @@ def test_a_campaign_tells_of_its_own_profile_only() -> None:
 def test_the_summary_has_what_scripts_rely_on() -> None:
     doc = json.loads(json.dumps(report.campaign_document(result())))
     assert doc["summary"] == {"programs": 2, "actions": 300, "raw": 0, "divergences": 1, "harness_failures": 0,
-                              "model_findings": 0, "looseness": {"accessed": 1, "stale": 3}, "kinds": {"hypercall": 200, "load": 100},
-                              "declared": {}, "seconds": 1.5, "seed": 5}
+                              "model_findings": 0, "looseness": {"accessed": 1, "stale": 3},
+                              "kinds": {"hypercall": 200, "load": 100}, "declared": {}, "seconds": 1.5, "seed": 5}
     assert doc["divergences"][0]["verdict"]["sentence"] == RULE.conjuncts[1].text
     assert doc["divergences"][0]["verdict"]["model"] == {"value": -22}
 
