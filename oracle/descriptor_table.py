@@ -11,8 +11,7 @@ from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from oracle.bare import expected
 from oracle.bare_difference import AnyDifference, Expected, difference, end_of
-from oracle.targets import BareProcessor
-from spec.vocabulary import Bare, Trial, bare_gate, bare_segment, bare_system
+from spec.vocabulary import Bare, Finish, Trial, bare_gate, bare_segment, bare_system
 
 _PRESENT: Final = 1 << 47
 _CALL_GATE, _INTERRUPT_GATE, _TRAP_GATE, _TASK_GATE = 0xC, 0xE, 0xF, 5
@@ -225,9 +224,9 @@ def places(columns: Iterable[Column[Any]] = COLUMNS, kinds: int = len(KINDS)) ->
             yield Place(kind, present, dpl, column, cpl, to, rpl)
 
 
-def compare(processor: BareProcessor, expect: Expected = expected, columns: Iterable[Column[Trial]] = COLUMNS) -> Table:
+def compare(perform: Callable[[Trial], Finish], expect: Expected = expected, columns: Iterable[Column[Trial]] = COLUMNS) -> Table:
     """Perform every trial and hold it against the specification."""
-    return compared(SHEET, processor.perform, places(columns), expect)
+    return compared(SHEET, perform, places(columns), expect)
 
 
 def compared(sheet: Sheet[T], perform: Callable[[T], Any], chosen: Iterable[Place], expect: Callable[[T], Any]) -> Table:

@@ -1,7 +1,8 @@
 """The command `xenspec table`: what the processor does in every case, held against the specification's pure functions."""
+from collections.abc import Callable
 from enum import StrEnum
 from io import StringIO
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console, Group, RenderableType
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     Results = tuple[Table, Sample | None, Mapping[str, str]]
 
 _WIDTH = 180                                # of a page, and where there is no terminal
-
+STEP = 512                                  # instructions between two looks at the clock
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Mode(StrEnum):
@@ -48,11 +51,12 @@ def descriptors(
 ) -> None:
     """Every descriptor in every use at every privilege: what the processor does, and whether the specification agrees."""
     from oracle.table_report import sample_document, sample_report, table_document, table_report  # (others do without them)
+    progress = Console(stderr=True, highlight=False)
     try:
         for path in (json_path, html):
             if path not in (None, "-"):
                 check_writable(path or "")
-        whole, found, not_tried = long_results(seed, random) if mode is Mode.LONG else results(seed, random)
+        whole, found, not_tried = (long_results if mode is Mode.LONG else results)(progress, seed, random)
         shown: list[RenderableType] = [table_report(whole)]
         document: dict[str, Any] = {"mode": int(mode), "table": table_document(whole), "not_tried": dict(not_tried)}
         differences = list(whole.differences)
@@ -77,20 +81,49 @@ def descriptors(
     raise typer.Exit(any(not d.declared for d in differences))
 
 
-def results(seed: int, random: int) -> "Results":
+class Watched(report.Display):
+    """Shows how many instructions a processor has performed."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        super().__init__(console, "instructions", total, f"0 of {total:,}")
+        self.total, self.done = total, 0
+
+    def counting(self, perform: Callable[[T], R]) -> Callable[[T], R]:
+        """The same, counted."""
+        def performed(trial: T) -> R:
+            self.done += 1
+            if self.done % STEP == 0:
+                self.show()
+            return perform(trial)
+        return performed
+
+    def show(self) -> None:
+        """How many so far."""
+        figures = f"{self.done:,} of {self.total:,}"
+        if self.live is not None:
+            self.bar.update(self.task, completed=self.done, figures=figures)
+        elif self.is_time_to_say():
+            self.console.print(figures, highlight=False)
+
+
+def results(console: Console, seed: int, random: int) -> "Results":
     """The whole table and a sample of random instructions."""
-    from oracle.descriptor_table import compare
+    from oracle.descriptor_table import COLUMNS, compare, places
     from oracle.trials import sample
     processor = open_processor()
-    return compare(processor), sample(processor, seed, random) if random else None, processor.not_tried
+    with Watched(console, sum(1 for _ in places(COLUMNS)) + random) as watched:
+        perform = watched.counting(processor.perform)
+        return compare(perform), sample(perform, seed, random) if random else None, processor.not_tried
 
 
-def long_results(seed: int, random: int) -> "Results":
+def long_results(console: Console, seed: int, random: int) -> "Results":
     """The same in long mode."""
-    from oracle.long_table import long_compare
+    from oracle.long_table import long_compare, long_places
     from oracle.long_trials import long_sample
     processor = open_long_processor()
-    return long_compare(processor.perform), long_sample(processor.perform, seed, random) if random else None, processor.not_tried
+    with Watched(console, sum(1 for _ in long_places()) + random) as watched:
+        perform = watched.counting(processor.perform)
+        return long_compare(perform), long_sample(perform, seed, random) if random else None, processor.not_tried
 
 
 def fail(message: str) -> None:

@@ -13,8 +13,7 @@ from typing import Any, Final
 from oracle.bare import expected
 from oracle.bare_difference import AnyDifference, Expected
 from oracle.descriptor_table import SHEET, Sheet, T, on_stack, word_of
-from oracle.targets import BareProcessor
-from spec.vocabulary import BARE_GDT, Bare, Loaded, Trial, bare_gate, bare_segment, bare_system
+from spec.vocabulary import BARE_GDT, Bare, Finish, Loaded, Trial, bare_gate, bare_segment, bare_system
 
 # EFLAGS; not those of the specification, which may be wrong
 TF, IF, IOPL, NT, RF, VM, AC, VIF, VIP, ID = (1 << 8, 1 << 9, 3 << 12, *(1 << bit for bit in (14, 16, 17, 18, 19, 20, 21)))
@@ -405,11 +404,11 @@ def trials(seed: int, count: int, family: str) -> Iterator[Trial]:
     return iter(sorted(made, key=lambda trial: trial.code))
 
 
-def sample(processor: BareProcessor, seed: int, count: int, expect: Expected = expected) -> Sample:
+def sample(perform: Callable[[Trial], Finish], seed: int, count: int, expect: Expected = expected) -> Sample:
     """Perform about `count` random trials, as many of each family, and hold them against the specification."""
     each = -(-count // len(FAMILIES))
     made = {family: trials(seed * len(FAMILIES) + number, each, family) for number, family in enumerate(FAMILIES)}
-    return sampled(SHEET, processor.perform, made, expect)
+    return sampled(SHEET, perform, made, expect)
 
 
 def sampled(sheet: Sheet[T], perform: Callable[[T], Any], made: Mapping[str, Iterable[T]], expect: Callable[[T], Any]) -> Sample:

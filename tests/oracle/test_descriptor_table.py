@@ -27,7 +27,7 @@ def processor():
 
 @pytest.fixture(scope="module")
 def whole():
-    return compare(open_processor())
+    return compare(open_processor().perform)
 
 
 def undeclared(differences):
@@ -77,7 +77,7 @@ def test_a_wrong_expectation_is_found(processor, field, value):
         if trial.cpl == 1 and trial.descriptors[0x68] >> 45 & 3 == 2 and says.vector == GP:
             return replace(says, **{field: value})
         return says
-    found = compare(processor, planted, [STACKS])
+    found = compare(processor.perform, planted, [STACKS])
     assert len(found.differences) == 32 * 2 * 4         # kinds, present or not, RPLs
     assert all(d.fields == (field,) and not d.declared for d in found.differences)
     assert "CPL 1" in found.differences[0].place
@@ -87,7 +87,7 @@ def test_a_wrong_expectation_is_found(processor, field, value):
 
 
 def test_an_expectation_that_is_none_is_found(processor):
-    found = compare(processor, lambda trial: "task switch", [STACKS])
+    found = compare(processor.perform, lambda trial: "task switch", [STACKS])
     assert all(d.fields == ("end",) for d in found.differences)
     assert len(found.differences) == len(found.ends)
 
@@ -97,13 +97,13 @@ def test_a_declared_difference_hides_no_other(processor):
     def planted(trial):
         says = expected(trial)
         return replace(says, error=0) if isinstance(says, Finish) and says.vector == 12 else says
-    found = compare(processor, planted, [RETURNS])
+    found = compare(processor.perform, planted, [RETURNS])
     assert len(undeclared(found.differences)) == len(found.differences) == 24
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_random_trials_are_equal(processor, seed):
-    found = sample(processor, seed, 16_000)
+    found = sample(processor.perform, seed, 16_000)
     assert undeclared(found.differences) == []
     assert found.trials == 16_000
     for family, ends in found.ends.items():
@@ -112,7 +112,7 @@ def test_random_trials_are_equal(processor, seed):
 
 @pytest.mark.long
 def test_many_random_trials_are_equal(processor):
-    found = sample(processor, 4, 320_000)
+    found = sample(processor.perform, 4, 320_000)
     assert undeclared(found.differences) == []
     assert {d.declared for d in found.differences} <= set(DECLARED)
 
@@ -133,7 +133,7 @@ def test_a_sample_with_a_wrong_expectation(processor):
     def planted(trial):
         says = expected(trial)
         return says if isinstance(says, str) else replace(says, eflags=says.eflags ^ 0x200)
-    found = sample(processor, 0, 150, planted)
+    found = sample(processor.perform, 0, 150, planted)
     assert undeclared(found.differences)
     assert "differ" in plain(sample_report(found))
 
