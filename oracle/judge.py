@@ -95,9 +95,9 @@ class Attempt:
         return self.mine is NO_OUTCOME
 
     @property
-    def score(self) -> tuple[int, bool, int]:
-        """Smaller is better: more outcomes explained, then a way out of the vocabulary, then fewer differences left."""
-        return -self.explained, not self.left, len(self.differences)
+    def score(self) -> tuple[bool, int, int]:
+        """Smaller is better: all explained, or a way out of the vocabulary; more outcomes explained; fewer differences."""
+        return not (self.complete or self.left), -self.explained, len(self.differences)
 
     @property
     def complete(self) -> bool:

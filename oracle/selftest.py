@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from oracle.campaign import CampaignResult, run_campaign
+from oracle.generate import FOCUSES
 from oracle.judge import Verdict
 from oracle.runner import CampaignSpec
 from oracle.targets import Plant, planted_bugs
@@ -66,13 +67,18 @@ class SelftestResult:
 
 
 def find_plant(spec: CampaignSpec, plant: Plant, on_progress: Callable[[CampaignResult], None] | None = None) -> PlantResult:
-    """Fuzz the target with one bug planted until something is found, or the budget is spent."""
-    result = run_campaign(replace(spec, plant=plant.name, workers=1, distinct=1), on_progress)
+    """Fuzz the target with one bug planted until something is found, or the budget is spent: all moves alike, then by focus."""
+    actions, seconds = 0, 0.0
+    for focus in ("", *FOCUSES):
+        result = run_campaign(replace(spec, plant=plant.name, focus=focus, workers=1, distinct=1), on_progress)
+        actions, seconds = actions + (result.found_after or result.actions), seconds + result.seconds
+        if not result.clean:
+            break
     first = result.divergences[0] if result.divergences else None
     trouble = result.harness_failures[0].what if result.harness_failures else ""
     return PlantResult(
         name=plant.name, summary=plant.summary, historic=plant.historic, found=first is not None,
-        actions=result.found_after if first else result.actions, seconds=result.seconds, size=len(first.actions) if first else 0,
+        actions=actions, seconds=seconds, size=len(first.actions) if first else 0,
         verdict=first.verdict if first else None, program=first.actions if first else (), trouble="" if first else trouble)
 
 

@@ -188,8 +188,8 @@ class Transfers(Bounces):
             return self.s.fetched[d, Index(selector)]
         return look_up
 
-    def table_of_return(self, d: DomId) -> Callable[[int], int]:
-        """The same for RET and IRET: CS, then SS; an SS that its RPL alone rules out is not looked up (W-52)."""
+    def table_of_iret(self, d: DomId) -> Callable[[int], int]:
+        """The same for IRET: CS, then SS; an SS that its RPL alone rules out is not looked up (W-52)."""
         look_up, ring = self.table(d), list[int]()
 
         def found_by(selector: int) -> int:
@@ -287,7 +287,7 @@ class Transfers(Bounces):
     def far_return(self, d: DomId, r: Registers) -> Registers:
         """RET."""
         words: list[int] = []
-        new = far_return(r, self.table_of_return(d), self.stack_of(d, r, 2, words))
+        new = far_return(r, self.table(d), self.stack_of(d, r, 2, words))
         eip, cs, ss, esp = (*words, 0, 0)[:4]
         far_ret(self.s, d, r.esp, eip, cs & 0xFFFF, esp, ss & 0xFFFF)
         return self.landed(d, new, cpl_of(new) != cpl_of(r))
@@ -296,7 +296,7 @@ class Transfers(Bounces):
         """IRET."""
         words: list[int] = []
         tss = tss_of(self.s, d, self.s.kernel_sp[d])
-        new = interrupt_return(r, self.table_of_return(d), tss, self.stack_of(d, r, 3, words))
+        new = interrupt_return(r, self.table_of_iret(d), tss, self.stack_of(d, r, 3, words))
         eip, cs, eflags, ss, esp = (*words, 0, 0)[:5]
         iret(self.s, d, r.esp, eip, cs & 0xFFFF, eflags, esp, ss & 0xFFFF)
         return self.landed(d, new, cpl_of(new) != cpl_of(r))
