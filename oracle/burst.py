@@ -136,8 +136,8 @@ class Burst:
         """The model where the last walk ended."""
         go_to(self.machine, self.start.mark, self.moments[self.at])
 
-    def way(self, to: int) -> list[Action]:
-        """A shortest way from the base to a moment."""
+    def way(self, to: int) -> tuple[list[Action], list[Outcome]]:
+        """A shortest way from the base to a moment, and the model's outcomes on it."""
         before, waiting = {0: (0, 0)}, deque([0])
         while to not in before:
             n = waiting.popleft()
@@ -145,11 +145,12 @@ class Burst:
                 if following >= 0 and following not in before:
                     before[following] = n, t
                     waiting.append(following)
-        way = list[Action]()
+        way, outcomes = list[Action](), list[Outcome]()
         while to:
             to, t = before[to]
             way.append(self.actions[t])
-        return way[::-1]
+            outcomes.append(self.outcomes[to][t])
+        return way[::-1], outcomes[::-1]
 
     # --- walks
 
@@ -221,7 +222,7 @@ def play_burst(player: Player, generator: Generator, target: RealTarget, tries: 
     except HarnessError:
         player.note(burst.done(), burst.done())
         raise
-    player.jump(burst.way(burst.at), burst.done())
+    player.jump(*burst.way(burst.at), burst.done())
 
 
 def check_answers(player: Player, burst: Burst, answers: bytes) -> Deviation | None:
@@ -234,7 +235,7 @@ def check_answers(player: Player, burst: Burst, answers: bytes) -> Deviation | N
     steps = burst.done()[:burst.round + n + 1]
     (outcome,) = burst.target.told(steps[-1:], answers[n * size:(n + 1) * size])
     before, outcomes = burst.followed(len(steps) - 1)
-    return Deviation(judged(player, burst, steps, [*outcomes, outcome], None), steps, [*burst.way(before), steps[-1]])
+    return Deviation(judged(player, burst, steps, [*outcomes, outcome], None), steps, [*burst.way(before)[0], steps[-1]])
 
 
 def check_state(player: Player, burst: Burst) -> Deviation | None:
@@ -245,7 +246,7 @@ def check_state(player: Player, burst: Burst) -> Deviation | None:
         return None
     steps = burst.done()
     end, outcomes = burst.followed(len(steps))
-    return Deviation(judged(player, burst, steps, outcomes, seen), steps, burst.way(end))
+    return Deviation(judged(player, burst, steps, outcomes, seen), steps, burst.way(end)[0])
 
 
 def judged(player: Player, burst: Burst, steps: Sequence[Action], outcomes: Sequence[Outcome],

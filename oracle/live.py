@@ -16,7 +16,7 @@ from refmodel import Machine
 from spec.vocabulary import KILLED, Action, Observation, Outcome, Setup
 
 T = TypeVar("T")
-LIMIT: Final = 48                               # runs of the model over a whole program in search of an explanation
+LIMIT: Final = 96                               # runs of the model over a whole program in search of an explanation
 LETHAL: Final = 0.1                             # how often a program may end with the death of its domain
 PIECE: Final = 250                              # actions between two comparisons of everything
 
@@ -29,7 +29,6 @@ class Player:
         self.actions: list[Action] = []             # so far; of a burst, the shortest way to where it ended
         self.full: list[Action] = []                # the same, with every step of the bursts
         self.raw = 0                                # how many of these are steps of bursts
-        self.judged_from = 0                        # no action before this one can explain anything later
         self.verdict: Verdict | None = None         # of the piece that deviates; None: all agrees
         self.looseness: Counter[str] = Counter()
         self.outcomes: list[Outcome] = []           # of this piece, as far as it was sent
@@ -46,7 +45,7 @@ class Player:
         if not self.earlier:
             return False
         self.judging()
-        whole, outcomes = [*self.actions[self.judged_from:], *actions], [*self.earlier, *self.outcomes]
+        whole, outcomes = [*self.actions, *actions], [*self.earlier, *self.outcomes]
         verdict = judge(self.machine, whole, outcomes, seen, start=self.boot, limit=LIMIT, moved=self.judging)
         self.left = self.left or verdict.left
         return verdict.agrees
@@ -107,12 +106,12 @@ class Player:
         self.full += steps
         self.raw += len(steps)
 
-    def jump(self, way: Sequence[Action], steps: Sequence[Action]) -> None:
-        """One in which all agreed: the machine had no choice, so nothing before its end can explain what comes after it."""
+    def jump(self, way: Sequence[Action], outcomes: Sequence[Outcome], steps: Sequence[Action]) -> None:
+        """One in which all agreed.  The machine had no choice in it, but one of before it may not have shown yet."""
         self.note(way, steps)
+        self.earlier += outcomes
         self.looseness += met(self.machine) - self.before
         self.stand()
-        self.boot, self.earlier, self.judged_from = self.start, [], len(self.actions)
 
 
 def met(machine: Machine) -> Counter[str]:

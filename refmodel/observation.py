@@ -122,7 +122,8 @@ class Mirror:
     # --- comparison ---
 
     def compare(self, other: Observation, extent: int, choices: Choices, full: bool) -> list[Difference]:
-        """Every difference, frames first; free frames' contents and bits that a processor may set early are forgiven."""
+        """Every difference, frames first; bits that a processor may set early are forgiven, and free frames' contents, unless the
+        other machine names them among what it shows."""
         n = max(extent, other.extent)
         self.refresh(n)
         frames, m2p = self.frames[:n], self.m2p[:n]
@@ -164,7 +165,7 @@ class Mirror:
                 if (d := self.word_difference(r, i, int(seen[r, i]), choices))]
 
     def shown_differences(self, seen: Words, shown: tuple[int, ...], choices: Choices) -> list[Difference]:
-        """Words that differ in the frames that are shown.
+        """Words that differ in the frames that are shown; of free ones, too, for who gets such a frame next sees what it holds.
 
         Of changes that the model makes in other frames, such as a domain's that another one maps, nothing can be said here: they
         are counted as forgiven, and show where they are read.
@@ -172,7 +173,7 @@ class Mirror:
         low = self.xen_frames
         unlike_rows, columns = np.nonzero(self.words[np.array(shown, dtype=np.intp) - low] != seen)
         out = [d for r, i in zip(unlike_rows.tolist(), columns.tolist(), strict=True)
-               if (d := self.word_difference(shown[r] - low, i, int(seen[r, i]), choices))]
+               if (d := self.word_difference(shown[r] - low, i, int(seen[r, i]), choices, named=True))]
         owner, visible = self.state.maps["owner"], frozenset(shown)
         unseen = [f for f in self.changed() if f >= low and f not in visible and owner[f] not in (NOBODY, DOMID_XEN)]
         if unseen:
@@ -192,11 +193,11 @@ class Mirror:
                                                              strict=True)
                 if m["type_count"][f] and 0 < m["type"][f] <= self.state.profile.root]
 
-    def word_difference(self, r: int, i: int, seen: int, choices: Choices) -> Difference | None:
+    def word_difference(self, r: int, i: int, seen: int, choices: Choices, named: bool = False) -> Difference | None:
         """A word that differs, unless the difference is forgiven."""
         f, mine, m = r + self.xen_frames, int(self.words[r, i]), self.state.maps
-        if m["owner"][f] == NOBODY:
-            return None                     # nobody can see the contents of a free frame
+        if m["owner"][f] == NOBODY and (not named or self.state.given[f] >= 0):
+            return None                     # nobody can see them, nor ever will if the frame is to be erased before
         if seen == mine | A and 0 < m["type"][f] <= self.state.profile.root:
             choices.forgiven["accessed-early"] += 1
             return None

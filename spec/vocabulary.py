@@ -286,9 +286,9 @@ class Observation:
     """The whole visible state of a machine, frames [0, extent); every frame from `extent` on is free and was never touched.
 
     `frames`: 8 bytes a frame (`pack_frame`), little-endian.  `memory`: the contents of frames [xen_frames, extent), 4096 bytes
-    each (the contents of a free frame mean nothing), or of the frames that `rows` names only, in that order.  `m2p`: 4 (x86-32)
-    or 8 (x86-64) bytes a frame.  `base[d]`: frame of domain d's root table.  All buffers support the buffer protocol and live
-    until the next reset or run.
+    each (the contents of a free frame mean nothing), or of the frames that `rows` names only, in that order (those of a free
+    frame are what its next owner gets).  `m2p`: 4 (x86-32) or 8 (x86-64) bytes a frame.  `base[d]`: frame of domain d's root.
+    All buffers support the buffer protocol and live until the next reset or run.
     """
     extent: int
     frames: bytes | memoryview

@@ -209,8 +209,8 @@ class XenTarget:
         return answers
 
     def observe(self) -> Observation:
-        """Every frame and machine-to-physical word, and the contents of what programs reach: their memory, all page tables of
-        the domains, frames that were handed out."""
+        """Every frame and machine-to-physical word, and the contents of what programs reach: their memory (also what of it was
+        given back), all page tables of the domains, frames that were handed out."""
         assert self._layouts
         frames = self._frames
         table = frames.table()
@@ -219,7 +219,7 @@ class XenTarget:
         self._others.show(frames, table, words)
         tables = (table.owner < len(self._layouts)) & (table.type >= L1) & (table.type <= L4) & (table.type_count > 0)
         shown = set(np.flatnonzero(tables).tolist()) | set(self._memory) | self._allocations.ever
-        rows = tuple(f for f in sorted(shown) if table.owner[f] != NOBODY)
+        rows = tuple(sorted(shown))
         return Observation(frames.frames, words.tobytes(), frames.memory.pages[list(rows)].tobytes(), frames.m2p().tobytes(),
                            {d: self._base(d) for d in self._bases}, rows)
 

@@ -14,6 +14,8 @@ from oracle.runner import CampaignSpec
 from oracle.targets import model_of
 from refmodel import boot
 from refmodel.moments import go_to, is_flushed, moment
+from spec.abi import Xen417
+from spec.vocabulary import Action, Hypercall, Load, Observation, Outcome, Setup, Store
 from tests.oracle.live_fakes import Corrupts, LiveModel, opener
 
 SMALL = CampaignSpec(profile="xen-4.17", target="LiveModel", seed=3, actions=1200, length=600, domains=1, raw=1500,
@@ -87,11 +89,10 @@ def test_a_step_with_more_than_one_outcome_is_barred(generator: Generator) -> No
 def test_a_shortest_way_leads_to_the_same_moment(generator: Generator) -> None:
     burst, machine = begun(generator, 3), generator.machine
     burst.walk(random.Random(3).choices(range(len(burst.actions)), k=800))
-    way = burst.way(burst.at)
+    way, outcomes = burst.way(burst.at)
     assert len(way) < len(burst.steps)
     machine.rewind(burst.start.mark)
-    for action in way:
-        machine.step(action)
+    assert [machine.step(action) for action in way] == outcomes
     assert burst.known[moment(machine, burst.start.mark)[0]] == burst.at
 
 
@@ -143,3 +144,43 @@ def test_a_machine_that_dies_in_a_burst_is_a_harness_failure_with_what_was_sent(
     assert "died" in failure.what
     assert len(failure.actions) > 1500
     assert found.raw > 1500
+
+
+class Shy(LiveModel):
+    """It stores where its model would not have, and does not show the frames concerned."""
+    shown: tuple[int, ...] = ()
+
+    def reset(self, setup: Setup) -> None:
+        """The first choice of this run is the unlikely one."""
+        super().reset(setup)
+        self._machine().choices.begin((1,))
+
+    def observe(self) -> Observation:
+        """Only some frames."""
+        seen = super().observe()
+        pages = bytes(seen.memory)
+        return replace(seen, rows=self.shown, memory=b"".join(pages[4096 * (f - 16):4096 * (f - 15)] for f in self.shown))
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_what_was_not_shown_before_a_burst_is_explained_after_it(again: bool) -> None:
+    target, here = Shy(), [Xen417.BASE + 4096 * page for page in range(64)]
+    machine = model_of(target, setup := target.setup(64))
+    first = setup.domains[0].first
+    target.shown = tuple(f for f in range(first, first + 65) if f not in (first + 30, first + 31))
+    player = Player(machine, target, setup)
+
+    def remap(page: int, flags: int) -> Action:
+        return Hypercall(0, Xen417.UPDATE_VA_MAPPING, (here[40], (first + page) << 12 | 0x67, flags))
+
+    def finish(*actions: Action) -> None:
+        player.finish(actions, [machine.step(a) for a in actions])
+
+    flush = Xen417.UVMF_INVLPG
+    finish(remap(30, flush), Store(0, here[40], 1), remap(31, 0), Store(0, here[40], 7), remap(30, flush))
+    assert player.verdict is None
+    player.jump([way := Load(0, here[3])], [machine.step(way)], [])
+    if not again:
+        player.earlier[1] = Outcome(5)      # if the machine did what no choice explains, nor does it explain this
+    finish(Load(0, here[30]))
+    assert (player.verdict is None) == again

@@ -193,6 +193,25 @@ def test_stale_translation_may_serve_xen_too(xen):
     assert results == {0, -EFAULT}
 
 
+def test_what_a_free_frame_holds_is_compared_where_it_is_shown_and_stays(xen):
+    f = xen.frame(1, 6)
+    assert xen.store(1, xen.va(6), 7).vector < 0
+    assert xen.uvm(1, xen.va(6), 0, X.UVMF_INVLPG) == 0
+    xen.fill(1, 5, {0: xen.va(5) + 64, 1: 1, 2: 0, 3: DOMID_SELF, 8: f})
+    assert xen.call(1, X.MEMORY_OP, X.DECREASE, xen.va(5)) == 1
+    seen = xen.m.observe()
+    assert not xen.m.concrete.maps["ref_count"][f]
+    at = (f - xen.m.setup.xen_frames) * PAGE_SIZE
+    memory = bytearray(seen.memory)
+    memory[at:at + 8] = bytes(8)
+    other = replace(seen, memory=bytes(memory))
+    assert xen.m.compare(other) == []
+    shown = replace(other, rows=tuple(range(xen.m.setup.xen_frames, seen.extent)))
+    assert [(d.where, d.model, d.target) for d in xen.m.compare(shown)] == [(f"frame {f} word 0", 7, 0)]
+    xen.m.concrete.given[f] = 0                 # had it been given in an exchange, it might be erased at any time
+    assert xen.m.compare(shown) == []
+
+
 def test_a_change_in_a_frame_that_is_not_shown_is_forgiven_and_counted(xen):
     assert xen.store(1, xen.va(6), 7).vector < 0
     seen, low, f = xen.m.observe(), xen.m.setup.xen_frames, xen.frame(1, 6)

@@ -7,7 +7,7 @@ from oracle.ground import DECLARED, EXECUTOR_WINDOW, Ground
 from oracle.live import Player, play
 from oracle.targets import HarnessError, RealTarget, model_of
 from refmodel import audit
-from spec.abi import DOMID_SELF, RW, WRITABLE, P, Xen417
+from spec.abi import DOMID_SELF, NOBODY, RW, WRITABLE, P, Xen417
 from spec.vocabulary import Execute, Hypercall, Load, Store, unpack_frame
 from tests.xen.conftest import played
 
@@ -62,9 +62,18 @@ def test_the_import_is_sound_and_is_what_is_seen(target, setup, machine):
 
 
 def test_another_setup_is_refused(target, setup):
-    from dataclasses import replace
     with pytest.raises(Exception, match="is what it is"):
         target.reset(replace(setup, frames=4096))
+
+
+def test_memory_that_was_given_back_is_shown_with_what_it_holds(target, setup, machine, frame):
+    words = (BUFFER + 64, 1, 0, DOMID_SELF, 0, 0, 0, 0, frame(6))
+    program = [Store(0, va(6), 7), Hypercall(0, X.UPDATE_VA_MAPPING, (va(6), 0, X.UVMF_INVLPG)),
+               Hypercall(0, X.MEMORY_OP, (X.DECREASE, BUFFER), ((BUFFER, words),))]
+    assert play(machine, target, setup, program).agrees
+    seen, at = target.observe(), 4096 * target.observe().rows.index(frame(6))
+    assert unpack_frame(int.from_bytes(seen.frames[8 * frame(6):8 * frame(6) + 8], "little"))[0] == NOBODY
+    assert bytes(seen.memory[at:at + 8]) == (7).to_bytes(8, "little")
 
 
 @pytest.mark.parametrize("name", ["load", "store", "fault", "general protection", "execute", "user", "update", "batch", "refused",
