@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from emulator import layout as at
 from emulator.kernel import NO_HANDLER, Handler, Kernel
-from spec.abi import AC, DB, GP, NM, NP, PAGE_SIZE, PF, SS, TS, Xen2003
+from emulator.stubs import WITH_ERROR_CODE
+from spec.abi import DB, GP, NM, PAGE_SIZE, PF, Xen2003
 
 if TYPE_CHECKING:
     from emulator.hypervisor import Hypervisor
@@ -19,7 +20,6 @@ def place(address: int) -> int:
 VECTOR, ERROR, EIP, CS, EFLAGS = (place(at.PUSHED) + n for n in range(5))
 ADDRESS, DEBUG, HANDLER, WORDS = map(place, (at.FAULT_ADDRESS, at.DEBUG_STATUS, at.HANDLER, at.HANDLER_WORDS))
 NO_FRAME: Final = 0xFFFFFFFF            # as WORDS: the guest goes on where it was
-WITH_ERROR_CODE: Final = frozenset({TS, NP, SS, GP, PF, AC})
 FROM_INT: Final = 2                     # bits 0 and 1 of an error code: an entry of the IDT, and the program named it
 INT_SIZE: Final = 2                     # of INT n
 EVENTS_MASTER: Final = 1 << 31          # of events_mask

@@ -9,7 +9,7 @@ from emulator.errors import HarnessError
 from emulator.programs import DONE, Programs, Ran
 from emulator.target import EmulatorTarget
 from spec.abi import PAGE_SIZE, PF, Xen2003
-from spec.vocabulary import Context, DomainSetup, Hypercall, Setup
+from spec.vocabulary import Context, DomainSetup, Hypercall, Setup, code_words
 
 COUNTED: Final = 200                        # entries that are counted instruction by instruction
 TIMED: Final = 20_000                       # and that are timed
@@ -65,12 +65,6 @@ def va(page: int) -> int:
     return Xen2003.BASE + page * PAGE_SIZE
 
 
-def words_of(code: bytes) -> tuple[int, ...]:
-    """The words of some code."""
-    code += bytes(-len(code) % 4)
-    return tuple(int.from_bytes(code[n:n + 4], "little") for n in range(0, len(code), 4))
-
-
 class Measured:
     """A machine with one guest."""
 
@@ -96,7 +90,7 @@ class Measured:
         self.target.reset(self.setup)
         outcomes = self.target.run([
             self.call(Xen2003.SET_TRAP_TABLE, va(BUFFER), data=(
-                (va(KERNEL), words_of(KERNEL_CODE)), (va(APPLICATION), words_of(application(entry, rounds))),
+                (va(KERNEL), code_words(KERNEL_CODE)), (va(APPLICATION), code_words(application(entry, rounds))),
                 (va(BUFFER), (*traps, 0, 0)))),
             self.remap(APPLICATION, _USER), self.remap(STACK, _USER), self.remap(HOLE, 0),
             self.call(Xen2003.STACK_SWITCH, Xen2003.RING1_DS, va(KERNEL_STACK + 1)),

@@ -7,8 +7,9 @@ and the place where a transfer lands ring the doorbell; whatever else is execute
 import struct
 from typing import Any, Final
 
-from emulator.engine import Segment, engine, loaded
-from emulator.errors import HarnessError
+from emulator.bare import IDT, INTERRUPT_GATE, STUBS, TF, BareMachine
+from emulator.engine import Segment, loaded
+from emulator.stubs import WITH_ERROR_CODE
 from spec.abi import PAGE_SIZE, RW, US, A, D, P
 from spec.vocabulary import LONG_GDT, LongBare, LongFinish, LongTrial, bare_gate
 
@@ -24,121 +25,61 @@ NOT_TRIED: Final = {
 }
 """What this processor is not asked, and why."""
 
-_GDT, _IDT, _STUBS = 0x3400, 0x2000, 0x6000     # nothing lies in the first 4 KB, nor in the last: stacks may reach there
+_GDT: Final = 0x3400                        # nothing lies in the first 4 KB, nor in the last: stacks may reach there
 _FRAMES: Final = LongBare.SIZE // PAGE_SIZE
 _ROOT: Final = LongBare.SIZE                # behind it the tables of the three other levels, seen by no linear address
 _LAST_TABLE: Final = _ROOT + 3 * PAGE_SIZE
-_WITH_ERROR_CODE: Final = frozenset({8, 10, 11, 12, 13, 14, 17})
-_INTERRUPT_GATE: Final = 0xE
 _OWN_STACK: Final = len(LongBare.IST)
-_DATA_SEGMENTS: Final = ("ds", "es", "fs", "gs")
 _CR4: Final = 0x10020                       # FSGSBASE, PAE
 _EFER: Final = 0xD00                        # NXE, LMA, LME
 _SCE: Final = 1                             # of EFER: SYSCALL is switched on
-_TF: Final = 1 << 8
-# Rings from code of 16, 32 and 64 bits alike: `clflush cs:[START]`, `clflush cs:[esi]`, `clflush [rsi]`.
-_RING: Final = bytes.fromhex("2e0fae3e") + struct.pack("<H", LongBare.START)
-_CODE_FRAMES: Final = (LongBare.START // PAGE_SIZE, LongBare.LANDING // PAGE_SIZE)
 _STEP: Final = LongTrial(bytes.fromhex("68020100009d"), 3)     # push 0x102; popf
 _BASE: Final = 0xFF0000FFFFFF0000
 
 
-class LongCells:
+class LongCells(BareMachine[LongTrial, LongFinish]):
     """The bare machine in long mode."""
     not_tried = NOT_TRIED
 
     def __init__(self) -> None:
-        self._engine = engine()
-        self._ram = self._engine.attach(self, _FRAMES + 4)
-        self._finish: LongFinish | None = None
-        self._trial = LongTrial(b"", 0)
-        self._install()
-        self._engine.on_doorbell(self._rung)
-
-    def perform(self, trial: LongTrial) -> LongFinish:
-        """Let the processor execute the instruction.  HarnessError if it does not come to one of the places that ring."""
-        if self._engine.user is not self:
-            raise HarnessError("another machine has the processor")
-        self._lay(trial)
-        self._trial, self._finish = trial, None
-        self._start(trial)
-        self._engine.run()
-        finish = self._finish
-        if finish is None:
-            raise HarnessError("the processor stopped without a doorbell")
-        if finish.vector < 0 and finish.rflags & _TF and trial is not _STEP:
-            self.perform(_STEP)             # the engine still has a single-step trap to deliver: not to the next trial
-        return finish
-
-    # --- before ---
-
-    def _start(self, trial: LongTrial) -> None:
-        """Put the processor in front of the instruction."""
-        ring = trial.cpl
-        running = (LongBare.COMPATIBLE if trial.compatible else LongBare.CODE)[ring]
-        names = {"cs": running, "ss": LongBare.DATA[ring], "ldtr": LongBare.LDT,
-                 **dict.fromkeys(_DATA_SEGMENTS, LongBare.DATA[3])}
-        segments = {name: Segment(selector, LONG_GDT[selector & ~3]) for name, selector in names.items()}
-        segments["tr"] = Segment(LongBare.TSS, LONG_GDT[LongBare.TSS] & ~0xFFFF | trial.task_limit)
-        for name, (selector, word) in trial.segments.items():
-            segments[name] = Segment(selector, word)
-        registers = {"rsi": LongBare.START, "cr4": _CR4, "efer": _EFER | trial.calls * _SCE, **trial.msrs, **trial.registers}
-        self._engine.start(_ROOT, LongBare.START, registers.pop("rsp", LongBare.STACK[ring]), (_GDT, LongBare.GDT_LIMIT),
-                           (_IDT, 0xFFF), segments, trial.rflags, registers, bases=trial.bases)
-
-    def _install(self) -> None:
-        """What no trial changes: page tables and code."""
+        super().__init__(LongBare, LONG_GDT, _GDT, _FRAMES + 4, _STEP)
         put = self._put
-        self._ram[:] = b"\xcc" * len(self._ram)
         for table in range(_ROOT, _LAST_TABLE, PAGE_SIZE):
             put(table, struct.pack("<512Q", *[table + PAGE_SIZE | P | RW | US | A] * 512))
         put(_LAST_TABLE, struct.pack("<512Q", *(n % _FRAMES * PAGE_SIZE | P | RW | US | A | D for n in range(512))))
         for vector in range(256):           # clflush [rip - 7], itself
-            put(_STUBS + 8 * vector, bytes.fromhex("0fae3df9ffffff"))
-        put(LongBare.LANDING, _RING)
-        self._gdt = struct.pack("<128Q", *(LONG_GDT.get(selector, 0) for selector in range(0, LongBare.GDT_LIMIT, 8)))
-        self._ldt = bytes(LongBare.LDT_LIMIT + 1)
+            put(STUBS + 8 * vector, bytes.fromhex("0fae3df9ffffff"))
         self._idts = {on_own: b"".join(struct.pack("<QQ", _stub(vector, on_own), 0) for vector in range(256))
                       for on_own in (True, False)}
         self._tss = struct.pack("<IQQQQ7QQHH", 0, *LongBare.TSS_STACK, 0, *LongBare.IST, 0, 0, 0x68)
 
-    def _put(self, address: int, data: bytes) -> None:
-        self._ram[address:address + len(data)] = data
+    # --- before ---
+
+    def _start(self, trial: LongTrial) -> None:
+        ring = trial.cpl
+        segments = self._segments(trial, (LongBare.COMPATIBLE if trial.compatible else LongBare.CODE)[ring])
+        registers = {"rsi": LongBare.START, "cr4": _CR4, "efer": _EFER | trial.calls * _SCE, **trial.msrs, **trial.registers}
+        self._engine.start(_ROOT, LongBare.START, registers.pop("rsp", LongBare.STACK[ring]), (_GDT, LongBare.GDT_LIMIT),
+                           (IDT, 0xFFF), segments, trial.rflags, registers, bases=trial.bases)
 
     def _lay(self, trial: LongTrial) -> None:
-        """Tables, memory and code of a trial."""
-        put, ram = self._put, self._ram
-        put(_GDT, self._gdt)
-        put(LongBare.LDT_BASE, self._ldt)
-        put(_IDT, self._idts[trial.task_limit >= LongBare.TSS_LIMIT])
-        put(LongBare.TSS_BASE, self._tss)
-        put(0, bytes(PAGE_SIZE))
-        put(LongBare.MEMORY, bytes(LongBare.MEMORY_END - LongBare.MEMORY))
-        for selector, word in trial.descriptors.items():
-            struct.pack_into("<Q", ram, _entry(selector), word)
+        ram = self._ram
+        self._put(0, bytes(PAGE_SIZE))
+        self._lay_tables(trial, self._idts[trial.task_limit >= LongBare.TSS_LIMIT], self._tss)
         for vector, halves in trial.gates.items():
-            struct.pack_into("<QQ", ram, _IDT + 16 * vector, *halves)
+            struct.pack_into("<QQ", ram, IDT + 16 * vector, *halves)
         for ring, rsp in trial.stacks.items():
             struct.pack_into("<Q", ram, LongBare.TSS_BASE + 4 + 8 * ring, rsp)
         for number, rsp in trial.ist.items():
             struct.pack_into("<Q", ram, LongBare.TSS_BASE + 28 + 8 * number, rsp)
         for address, word in trial.memory.items():
             struct.pack_into("<Q", ram, address, word)
-        put(LongBare.START, trial.code + _RING)
-        for frame in _CODE_FRAMES:          # code that was decoded within one limit would be executed within a smaller one
-            self._engine.forget_code(frame)
+        self._lay_code(LongBare.START, trial.code)
 
     # --- after ---
 
-    def _rung(self, _session: Any, _cpu: int, _linear: int, physical: int) -> None:
-        """A stub rang (where it lies says for which exception), or the instruction is done."""
-        try:
-            state = self._engine.look()
-            vector = physical - _STUBS >> 3 if _STUBS <= physical < _STUBS + 0x800 else -1
-            self._finish = self._of_fault(state, vector) if vector >= 0 else self._of_success(state)
-            self._engine.stop()
-        except BaseException as failure:
-            self._engine.fail(failure)
+    def _leaves_trap(self, trial: LongTrial, finish: LongFinish) -> bool:
+        return finish.rflags & TF != 0
 
     def _of_success(self, state: Any) -> LongFinish:
         """The registers as they are; the doorbell itself has moved RIP."""
@@ -150,7 +91,7 @@ class LongCells:
         """The handler's stack says where it came from; the hidden parts of CS and SS are not on it."""
         at = state.rsp % LongBare.SIZE
         error = 0
-        if vector in _WITH_ERROR_CODE:
+        if vector in WITH_ERROR_CODE:
             error = struct.unpack_from("<Q", self._ram, at)[0]
             at += 8
         rip, cs, rflags, rsp, ss = struct.unpack_from("<5Q", self._ram, at)
@@ -161,8 +102,7 @@ class LongCells:
         return LongFinish(vector, error, rip, rsp, rflags, state.rax, state.rcx, state.r11, cs, ss,
                           loaded(state.ds), loaded(state.es), _without_base(loaded(state.fs)), _without_base(loaded(state.gs)),
                           (state.fs.base, state.gs.base, state.kernel_gs_base),
-                          (state.star, state.lstar, state.cstar, state.sfmask), self._words(rsp),
-                          {s: struct.unpack_from("<Q", self._ram, _entry(s))[0] for s in self._trial.descriptors})
+                          (state.star, state.lstar, state.cstar, state.sfmask), self._words(rsp), self._descriptors())
 
     def _words(self, rsp: int) -> tuple[int, ...]:
         """The words at the top of a stack, if it is one of the machine's."""
@@ -175,14 +115,9 @@ class LongCells:
 def _stub(vector: int, on_own: bool) -> int:
     """The gate to a stub: on the machine's own stack, or on the one that there is."""
     selector = LongBare.CODE[0] if on_own else LongBare.CONFORMING
-    return bare_gate(_INTERRUPT_GATE, selector, _STUBS + 8 * vector) | on_own * _OWN_STACK << 32
+    return bare_gate(INTERRUPT_GATE, selector, STUBS + 8 * vector) | on_own * _OWN_STACK << 32
 
 
 def _without_base(segment: Segment) -> Segment:
     """A segment register whose base is reported by itself."""
     return Segment(segment.selector, segment.descriptor & ~_BASE)
-
-
-def _entry(selector: int) -> int:
-    """Where a descriptor lies."""
-    return (LongBare.LDT_BASE if selector & 4 else _GDT) + (selector & 0xFFF8)

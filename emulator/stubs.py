@@ -14,9 +14,11 @@ them.  Only the accesses under test go through the guest's flat segments.  The l
 are in force between two doorbells around a MOV to a segment register, and a fault of that comes back through the stubs.
 """
 import struct
+from typing import Final
 
 from emulator import layout as at
 from emulator.assembler import assemble
+from spec.abi import AC, DF, GP, NP, PF, SS, TS
 from spec.vocabulary import SEGMENT_REGISTERS
 
 _NEXT = """
@@ -131,7 +133,7 @@ returned:
     "SAVED_EBP": at.SAVED_EBP, "FAR_OFFSET": at.FAR_POINTER, "FAR_SELECTOR": at.FAR_POINTER + 4, "STEPS": at.STEPS,
 })
 
-WITH_ERROR_CODE = (8, 10, 11, 12, 13, 14, 17)
+WITH_ERROR_CODE: Final = frozenset({DF, TS, NP, SS, GP, PF, AC})    # the processor pushes one; no guest gets #DF
 _PLAIN_EXCEPTIONS = [v for v in range(32) if v not in (1, 14)]
 
 

@@ -7,19 +7,18 @@ import struct
 from collections.abc import Callable
 from typing import Any, Final
 
-from spec.abi import BP, BR, DB, DE, DF, UD
+from oracle.bare_step import INSTRUCTIONS, OPERAND_SIZE, SREGS, TWO_BYTES, AnyStep, interrupted, nothing, ring_0
+from spec.abi import BP, DB, DF
 from spec.vocabulary import BARE_GDT, Bare, Finish, Trial
-from spec.x86 import exceptions, flags, interrupts, privilege, segments, stacks, transfers
-from spec.x86.descriptors import ACCESSED, BIG, base_of
-from spec.x86.flags import RF, TF, VM
+from spec.x86 import exceptions, flags, interrupts, segments, stacks, transfers
+from spec.x86.descriptors import BIG, base_of
+from spec.x86.flags import RF, TF
 from spec.x86.paging import Fault
 from spec.x86.segments import Registers, Segment
 from spec.x86.stacks import Transfer, Tss
 from spec.x86.transfers import Unmodelled
 
-_SREGS: Final = ("es", "cs", "ss", "ds", "fs", "gs")
-_OPERAND_SIZE: Final = 0x66
-_PREFIXES: Final = {_OPERAND_SIZE: "", 0x67: "", 0x26: "es", 0x2E: "cs", 0x36: "ss", 0x64: "fs", 0x65: "gs"}
+_PREFIXES: Final = {OPERAND_SIZE: "", 0x67: "", 0x26: "es", 0x2E: "cs", 0x36: "ss", 0x64: "fs", 0x65: "gs"}
 _RING: Final = {True: 4, False: 6}              # bytes of the instruction that rings where a transfer lands, by the D bit
 
 
@@ -55,8 +54,10 @@ def stack_address(ss: Segment, esp: int) -> int:
     return base_of(ss.q) + (esp if ss.q & BIG else esp & 0xFFFF) & 0x3FFFFF
 
 
-class Step:
+class Step(AnyStep):
     """A trial as the specification's functions want it."""
+    at, gdt = Bare, BARE_GDT
+    trial: Trial
 
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
@@ -67,17 +68,11 @@ class Step:
         self.segment, self.code = "ds", trial.code
         wide = self.registers.cs.q & BIG != 0
         while self.code[0] in _PREFIXES:
-            if self.code[0] == _OPERAND_SIZE:
+            if self.code[0] == OPERAND_SIZE:
                 wide = not wide
             self.segment = _PREFIXES[self.code[0]] or self.segment
             self.code = self.code[1:]
         self.size = 4 if wide else 2
-
-    def table(self, selector: int) -> int:
-        """The descriptor that a selector names; 0 beyond the table."""
-        if selector & 0xFFFC | 7 > (Bare.LDT_LIMIT if selector & 4 else Bare.GDT_LIMIT):
-            return 0
-        return self.trial.descriptors.get(selector & 0xFFFC, 0 if selector & 4 else BARE_GDT.get(selector & 0xFFF8, 0))
 
     def read(self, offset: int) -> int:
         """An operand on the stack."""
@@ -133,7 +128,7 @@ def tss_of(trial: Trial) -> Tss:
 
 def _load(s: Step) -> Registers:
     """MOV Sreg, AX."""
-    name = _SREGS[s.code[1] >> 3 & 7]
+    name = SREGS[s.code[1] >> 3 & 7]
     selector = s.trial.registers["eax"] & 0xFFFF
     load = segments.load_stack if name == "ss" else segments.load_data
     changed: dict[str, Any] = {name: load(s.table(selector), selector, s.trial.cpl)}
@@ -187,55 +182,18 @@ def _pop(s: Step) -> Registers:
     return s.after._replace(esp=stacks.moved(s.registers.ss.q, s.registers.esp, s.size))
 
 
-def _push_flags(s: Step) -> Registers:
-    """PUSHF, which shows neither VM nor RF."""
-    return s.push(s.registers.eflags & ~(VM | RF))
-
-
 def _pop_flags(s: Step) -> Registers:
     """POPF."""
     popped = _pop(s)
     return popped._replace(eflags=flags.popped(popped.eflags, s.read(s.registers.esp), s.trial.cpl, s.size == 4))
 
 
-def _change_if(s: Step) -> Registers:
-    """CLI, STI."""
-    return s.after._replace(eflags=privilege.change_if(s.trial.cpl, s.registers.eflags, s.code[0] == 0xFB))
-
-
-def _port(s: Step) -> Registers:
-    """IN, OUT and the like; the bitmap permits nothing."""
-    privilege.check_port(s.trial.cpl, s.registers.eflags, False)
-    return s.after
-
-
-def _ring_0(s: Step) -> Registers:
-    """Instructions of ring 0 alone."""
-    privilege.check_ring_0(s.trial.cpl)
-    return s.after
-
-
-def _nothing(s: Step) -> Registers:
-    """Instructions that protection has nothing to do with."""
-    return s.after
-
-
-def _raises(vector: int) -> Callable[[Step], Registers]:
-    """An instruction that does nothing but raise an exception."""
-    def raise_it(s: Step) -> Registers:
-        raise Fault(vector, 0)
-    return raise_it
-
-
 _INSTRUCTIONS: Final[dict[int, Callable[[Step], Registers]]] = {
     0x8E: _load, 0xFF: _far, 0xCA: _far_return, 0xCB: _far_return, 0xCF: _interrupt_return, 0xCC: _interrupt, 0xCD: _interrupt,
-    **dict.fromkeys((0x88, 0x89, 0x8A, 0x8B), _access), 0x50: _push, 0x58: _pop, 0x9C: _push_flags, 0x9D: _pop_flags,
-    **dict.fromkeys((0xFA, 0xFB), _change_if), **dict.fromkeys((0x6C, 0x6E, 0xE4, 0xE6, 0xEC, 0xED, 0xEE, 0xEF), _port),
-    0xF4: _ring_0, 0x62: _raises(BR), 0xF7: _raises(DE), **dict.fromkeys((0x90, 0xB8), _nothing),
+    **dict.fromkeys((0x88, 0x89, 0x8A, 0x8B), _access), 0x50: _push, 0x58: _pop, 0x9D: _pop_flags, 0xB8: nothing, **INSTRUCTIONS,
 }
 _TWO_BYTES: Final[dict[int, Callable[[Step], Registers]]] = {
-    **dict.fromkeys((0x00, 0x01, 0x06, 0x08, 0x09, 0x20, 0x21, 0x22, 0x23, 0x30, 0x32), _ring_0),
-    0x0B: _raises(UD), 0x1F: _nothing,
+    0x1F: nothing, 0x30: ring_0, 0x32: ring_0, **TWO_BYTES,
 }
 
 
@@ -288,14 +246,10 @@ def delivered(step: Step, vector: int, error: int) -> Finish | str:
 
 def fault(step: Step, r: Registers, vector: int, error: int) -> Finish:
     """The handler of an exception would return to `r`."""
-    eflags = r.eflags | RF if exceptions.is_fault(vector) else r.eflags
-    unknown = r._replace(eflags=eflags, cs=Segment(r.cs.selector, 0), ss=Segment(r.ss.selector, 0))
-    return finish(step, r, unknown, vector, error)
+    return finish(step, r, interrupted(r, vector), vector, error)
 
 
 def finish(step: Step, r: Registers, shown: Registers, vector: int, error: int) -> Finish:
     """The end of a trial with the registers `r`, of which some may not be shown."""
-    before = {segment.selector & ~3 for segment in step.registers[:6]}
-    loaded = {segment.selector & ~3 for segment in r[:6] if segment.q} - before
     return Finish(vector, error, r.eip, r.esp, shown.eflags, *shown[:6], Bare.TSS, step.memory.stack(r.ss, r.esp),
-                  {s: q | ACCESSED if s & ~3 in loaded else q for s, q in step.trial.descriptors.items()})
+                  step.descriptors(r))

@@ -6,20 +6,20 @@ import struct
 from collections.abc import Callable
 from typing import Any, Final
 
-from spec.abi import BP, BR, DE, DF, UD
+from oracle.bare_step import INSTRUCTIONS, OPERAND_SIZE, SREGS, TWO_BYTES, AnyStep, interrupted
+from spec.abi import BP, DF
 from spec.vocabulary import LONG_GDT, LongBare, LongFinish, LongTrial
-from spec.x86 import exceptions, flags, long_interrupts, long_mode, privilege, segments, system_calls
-from spec.x86.descriptors import ACCESSED, BIG
-from spec.x86.flags import RF, VM
+from spec.x86 import exceptions, flags, long_interrupts, long_mode, segments, system_calls
+from spec.x86.descriptors import BIG
+from spec.x86.flags import RF
 from spec.x86.long_mode import MASK, Tss64, is_64
 from spec.x86.paging import Fault
 from spec.x86.segments import Registers, Segment
 from spec.x86.stacks import Transfer
 from spec.x86.system_calls import Msrs
 
-_SREGS: Final = ("es", "cs", "ss", "ds", "fs", "gs")
-_OPERAND_SIZE, _REPEAT = 0x66, 0xF3
-_PREFIXES: Final = {_OPERAND_SIZE: "", _REPEAT: "", 0x26: "es", 0x2E: "cs", 0x36: "ss", 0x3E: "ds", 0x64: "fs", 0x65: "gs"}
+_REPEAT: Final = 0xF3
+_PREFIXES: Final = {OPERAND_SIZE: "", _REPEAT: "", 0x26: "es", 0x2E: "cs", 0x36: "ss", 0x3E: "ds", 0x64: "fs", 0x65: "gs"}
 _WIDE: Final = 8                            # of a REX prefix
 _SHOWN: Final = MASK ^ 0xFF0000FFFFFF0000   # of FS and GS: all but the base
 _ONES: Final = MASK
@@ -55,8 +55,10 @@ class Memory:
         return struct.unpack_from(f"<{LongBare.STACK_WORDS}Q", self._bytes, start)
 
 
-class Step:
+class Step(AnyStep):
     """A trial as the specification's functions want it."""
+    at, gdt = LongBare, LONG_GDT
+    trial: LongTrial
 
     def __init__(self, trial: LongTrial) -> None:
         self.trial = trial
@@ -70,7 +72,7 @@ class Step:
                             for name in ("fs", "gs")})
         self.in_64, self.segment, self.code, small = is_64(self.registers.cs.q), "ds", trial.code, False
         while self.code[0] in _PREFIXES:
-            small = small or self.code[0] == _OPERAND_SIZE
+            small = small or self.code[0] == OPERAND_SIZE
             self.segment = _PREFIXES[self.code[0]] or self.segment
             self.code = self.code[1:]
         rex = self.code[0] if self.in_64 and self.code[0] & 0xF0 == 0x40 else 0
@@ -84,12 +86,6 @@ class Step:
     def stack_size(self) -> int:
         """The bytes of what PUSH and POP move."""
         return 8 if self.in_64 and self.size == 4 else self.size
-
-    def table(self, selector: int) -> int:
-        """The descriptor that a selector names; 0 beyond the table."""
-        if selector & 0xFFFC | 7 > (LongBare.LDT_LIMIT if selector & 4 else LongBare.GDT_LIMIT):
-            return 0
-        return self.trial.descriptors.get(selector & 0xFFFC, 0 if selector & 4 else LONG_GDT.get(selector & 0xFFF8, 0))
 
     def upper(self, selector: int) -> int:
         """The second half of a descriptor; ones beyond the table."""
@@ -155,7 +151,7 @@ def tss_of(trial: LongTrial) -> Tss64:
 
 def _load(s: Step) -> Registers:
     """MOV Sreg, AX."""
-    return s.load(_SREGS[s.code[1] >> 3 & 7], s.rax & 0xFFFF, s.after)
+    return s.load(SREGS[s.code[1] >> 3 & 7], s.rax & 0xFFFF, s.after)
 
 
 def _pop_segment(s: Step) -> Registers:
@@ -214,32 +210,10 @@ def _pop(s: Step) -> Registers:
     return s.pop()[1]
 
 
-def _push_flags(s: Step) -> Registers:
-    """PUSHF, which shows neither VM nor RF."""
-    return s.push(s.registers.eflags & ~(VM | RF))
-
-
 def _pop_flags(s: Step) -> Registers:
     """POPF."""
     word, after = s.pop()
     return after._replace(eflags=flags.popped(after.eflags, word & flags.ALL, s.trial.cpl, s.size != 2))
-
-
-def _change_if(s: Step) -> Registers:
-    """CLI, STI."""
-    return s.after._replace(eflags=privilege.change_if(s.trial.cpl, s.registers.eflags, s.code[0] == 0xFB))
-
-
-def _port(s: Step) -> Registers:
-    """IN, OUT and the like; the bitmap permits nothing."""
-    privilege.check_port(s.trial.cpl, s.registers.eflags, False)
-    return s.after
-
-
-def _ring_0(s: Step) -> Registers:
-    """Instructions of ring 0 alone."""
-    privilege.check_ring_0(s.trial.cpl)
-    return s.after
 
 
 def _swap_gs(s: Step) -> Registers:
@@ -286,28 +260,12 @@ def msrs_of(trial: LongTrial) -> Msrs:
     return Msrs(star, lstar, cstar, mask, trial.calls, False)
 
 
-def _nothing(s: Step) -> Registers:
-    """Instructions that protection has nothing to do with."""
-    return s.after
-
-
-def _raises(vector: int) -> Callable[[Step], Registers]:
-    """An instruction that does nothing but raise an exception."""
-    def raise_it(s: Step) -> Registers:
-        raise Fault(vector, 0)
-    return raise_it
-
-
 _INSTRUCTIONS: Final[dict[int, Callable[[Step], Registers]]] = {
     0x8E: _load, 0xFF: _far, 0xCA: _far_return, 0xCB: _far_return, 0xCF: _interrupt_return, 0xCC: _interrupt, 0xCD: _interrupt,
-    **dict.fromkeys((0x88, 0x89, 0x8A, 0x8B), _access), 0x50: _push, 0x58: _pop, 0x9C: _push_flags, 0x9D: _pop_flags,
-    **dict.fromkeys((0xFA, 0xFB), _change_if), **dict.fromkeys((0x6C, 0x6E, 0xE4, 0xE6, 0xEC, 0xED, 0xEE, 0xEF), _port),
-    0xF4: _ring_0, 0x62: _raises(BR), 0xF7: _raises(DE), 0x90: _nothing,
+    **dict.fromkeys((0x88, 0x89, 0x8A, 0x8B), _access), 0x50: _push, 0x58: _pop, 0x9D: _pop_flags, **INSTRUCTIONS,
 }
 _TWO_BYTES: Final[dict[int, Callable[[Step], Registers]]] = {
-    **dict.fromkeys((0x00, 0x06, 0x08, 0x09, 0x20, 0x21, 0x22, 0x23), _ring_0),
-    0x01: _ring_0, 0x05: _system_call, 0x07: _system_return, 0x0B: _raises(UD), 0x30: _write_msr, 0xA1: _pop_segment,
-    0xA9: _pop_segment, 0xAE: _base,
+    0x05: _system_call, 0x07: _system_return, 0x30: _write_msr, 0xA1: _pop_segment, 0xA9: _pop_segment, 0xAE: _base, **TWO_BYTES,
 }
 
 
@@ -355,19 +313,14 @@ def delivered(step: Step, vector: int, error: int) -> LongFinish:
 
 def fault(step: Step, r: Registers, vector: int, error: int) -> LongFinish:
     """The handler of an exception would return to `r`."""
-    eflags = r.eflags | RF if exceptions.is_fault(vector) else r.eflags
-    unknown = r._replace(eflags=eflags, cs=Segment(r.cs.selector, 0), ss=Segment(r.ss.selector, 0))
-    return finish(step, r, unknown, vector, error)
+    return finish(step, r, interrupted(r, vector), vector, error)
 
 
 def finish(step: Step, r: Registers, shown: Registers, vector: int, error: int) -> LongFinish:
     """The end of a trial with the registers `r`, of which some may not be shown."""
-    before = {segment.selector & ~3 for segment in step.registers[:6]}
-    loaded = {segment.selector & ~3 for segment in r[:6] if segment.q} - before if step.in_tables else set()
     fs, gs, kernel = (step.hidden[name] for name in _BASES)
     star, lstar, cstar, mask = (step.hidden[name] for name in _MSRS)
     return LongFinish(vector, error, r.eip, r.esp, shown.eflags, step.rax, step.rcx, step.r11,
                       shown.cs, shown.ss, shown.ds, shown.es, Segment(shown.fs.selector, shown.fs.q & _SHOWN),
                       Segment(shown.gs.selector, shown.gs.q & _SHOWN), (fs, gs, kernel), (star, lstar, cstar, mask),
-                      step.memory.stack(r.esp),
-                      {s: q | ACCESSED if s & ~3 in loaded else q for s, q in step.trial.descriptors.items()})
+                      step.memory.stack(r.esp), step.descriptors(r) if step.in_tables else dict(step.trial.descriptors))

@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 from oracle.engine_2003 import is_engines
 from oracle.ground import OUTSIDE, Ground
 from refmodel import Machine, ModelError
-from spec.abi import PAGE_SIZE, Xen417, Xen2003
+from spec.abi import PAGE_SIZE, WRITABLE, Xen417, Xen2003
 from spec.profile import PROFILES
 from spec.vocabulary import KILLED, Action, DomainSetup, Hypercall, Outcome, Setup, Transfer
 
@@ -158,13 +158,10 @@ class Generator:
 
     def more(self, length: int, ask: Ask | None = None) -> tuple[list[Action], list[Outcome]]:
         """The next `length` actions; `ask` is for the outcomes of those that hand frames out."""
-        step, ground, actions, outcomes = self.machine.step, self.ground, list[Action](), list[Outcome]()
+        ground, actions, outcomes = self.ground, list[Action](), list[Outcome]()
         while len(actions) < length:
             for action in self.next_move():
-                if ground is not None:
-                    outcome = self.kept(ground, action, actions, ask)
-                else:
-                    outcome = self.within(action) if isinstance(action, Transfer) else step(action)
+                outcome = self.within(action) if ground is None else self.kept(ground, action, actions, ask)
                 if outcome is None:
                     continue
                 actions.append(action)
@@ -192,16 +189,12 @@ class Generator:
         """A program from boot has no control transfer that would have been left out."""
         self.machine.reset()
         self.machine.choices.begin()
-        for action in actions:
-            if isinstance(action, Transfer):
-                if self.within(action) is None:
-                    return False
-            else:
-                self.machine.step(action)
-        return True
+        return all(self.within(action) is not None for action in actions)
 
-    def within(self, action: Transfer) -> Outcome | None:
-        """Perform a control transfer, unless it leads out of the vocabulary, or the engine is known to do it otherwise."""
+    def within(self, action: Action) -> Outcome | None:
+        """Perform an action, but no control transfer that leads out of the vocabulary, or that the engine does otherwise."""
+        if not isinstance(action, Transfer):
+            return self.machine.step(action)
         mark = self.machine.mark()
         try:
             if self.machine.legal_transfer(action) and not is_engines(self.machine, action):
@@ -268,6 +261,24 @@ class Generator:
             return self.pick(self.chosen)
         odd = self.d.odd
         return odd[int(self.random() * len(odd))]
+
+    def data_frame(self) -> int:
+        """A frame of the domain's that can most likely be written."""
+        frame = self.d.first + self.hot_page()
+        if self.type_count[frame] and self.type[frame] != WRITABLE:
+            return self.d.first + self.d.hot[0]
+        return frame
+
+    def other(self) -> Domain:
+        """Another domain, or the only one."""
+        o = self.pick(self.domains)
+        return o if o is not self.d else self.domains[self.domains.index(o) - 1]
+
+    def pages_of(self, table: str) -> list[int]:
+        """The frames of the GDT or the LDT that are mapped for the processor."""
+        maps: Mapping[str, Mapping[tuple[int, int], int]] = self.machine.concrete.maps
+        has, frames, dom = maps["has_" + table], maps[table], self.d.dom
+        return [frames[dom, n] for n in range(16) if has[dom, n]]
 
     def buffer(self, words: int) -> int:
         """An address with room for a list: inside a buffer page, sometimes up to its very end."""

@@ -2,7 +2,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from oracle.generate import BUFFER_PAGES, CODE_PAGE, Domain, Generator, move
+from oracle.generate import BUFFER_PAGES, CODE_PAGE, Generator, move
 from spec.abi import L1, L2, PSE, RW, US, WRITABLE, A, D, G, P, Xen2003
 from spec.vocabulary import Action, Execute, Hypercall, Load, Store
 
@@ -86,19 +86,11 @@ def target_va(g: Generator) -> int:
 
 # --- entries -----------------------------------------------------------------------------------------------------------------
 
-def data_frame(g: Generator) -> int:
-    """A frame of the domain's that can most likely be written."""
-    frame = g.d.first + g.hot_page()
-    if g.type_count[frame] and g.type[frame] != WRITABLE:
-        return g.d.first + g.d.hot[0]
-    return frame
-
-
 def good_entry(g: Generator) -> int:
     """An L1 entry that is most likely allowed."""
     r = g.random()
     if r < 0.6:
-        return data_frame(g) << 12 | WRITABLE_FLAGS[int(g.random() * 10)]
+        return g.data_frame() << 12 | WRITABLE_FLAGS[int(g.random() * 10)]
     if r < 0.85:
         d = g.d
         return d.first + int(g.random() * (d.pages + 1)) << 12 | READ_FLAGS[int(g.random() * 8)]
@@ -111,7 +103,7 @@ def odd_entry(g: Generator) -> int:
     if r < 0.65:
         return (g.odd_frame() << 12 | (WRITABLE_FLAGS if g.random() < 0.6 else READ_FLAGS)[int(g.random() * 8)]) & 0xFFFFFFFF
     if r < 0.85:
-        return data_frame(g) << 12 | g.pick((1, 3, 0x63)) | g.pick((PSE, G, PSE | G))
+        return g.data_frame() << 12 | g.pick((1, 3, 0x63)) | g.pick((PSE, G, PSE | G))
     if r < 0.95:
         return g.d.first + g.spare_page() << 12 | g.pick((1, 3, 0x63, 0x103))
     return g.bits(32)
@@ -138,7 +130,7 @@ def odd_table_entry(g: Generator, root: int) -> int:
     if r < 0.2:
         return root << 12 | g.pick((3, 7, 0x67, 0x83, 0x101))
     if r < 0.4:
-        return data_frame(g) << 12 | g.pick(TABLE_FLAGS)
+        return g.data_frame() << 12 | g.pick(TABLE_FLAGS)
     if r < 0.6:
         return g.d.first + g.d.tables << 12 | g.pick((1, 7)) | g.pick((PSE, G))
     if r < 0.9:
@@ -537,7 +529,7 @@ def mapped_window(g: Generator) -> tuple[list[Action], int, int]:
     entry = entry_of(g, va)
     if entry & 3 == 3 and g.owner[entry >> 12] == g.d.dom:
         return [], va, entry >> 12
-    frame = data_frame(g)
+    frame = g.data_frame()
     return [update_with(g, va, frame << 12 | g.pick((0x63, 0x3, 0x67)), 2)], va, frame
 
 
@@ -548,7 +540,7 @@ def stale_store(g: Generator) -> Sequence[Action]:
     dom, r = g.d.dom, g.random()
     at = va + 4 * g.below(4)
     actions.append(Store(dom, at, g.bits(32)) if r < 0.6 else Load(dom, at))
-    actions.append(update_with(g, va, g.pick((0, frame << 12 | 0x61, data_frame(g) << 12 | 0x63)), g.pick((0, 0, 0, 1, 2))))
+    actions.append(update_with(g, va, g.pick((0, frame << 12 | 0x61, g.data_frame() << 12 | 0x63)), g.pick((0, 0, 0, 1, 2))))
     actions.append(Store(dom, at, g.bits(32)) if r > 0.3 else Load(dom, at))
     if g.random() < 0.5:
         actions.append(Load(dom, at))
@@ -700,7 +692,7 @@ def call_words(g: Generator) -> tuple[int, ...]:
         return (g.pick((0xCB, 21, 0xFF, 0x100 | UVM)), window_page(g), 0, 0, 0, 0, g.bits(32), 0)
     if r < 0.7:
         return g.pick(((Xen2003.SET_CALLBACKS, Xen2003.RING1_CS, g.bits(32), 0x39, g.bits(32), 0, 0, 0),
-                       (Xen2003.UPDATE_DESCRIPTOR, data_frame(g) << 12 | g.below(512) << 3, 0, 0, 0, 0, 0, 0),
+                       (Xen2003.UPDATE_DESCRIPTOR, g.data_frame() << 12 | g.below(512) << 3, 0, 0, 0, 0, 0, 0),
                        (Xen2003.SET_DEBUGREG, g.below(8), g.bits(31), 0, 0, 0, 0, 0)))
     return (MULTICALL if r < 0.75 else MMU_UPDATE, 0, 0, 0, 0, 0, 0, 0)
 
@@ -860,16 +852,10 @@ def odd_data(g: Generator) -> Sequence[Action]:
 
 # --- domain 0 ----------------------------------------------------------------------------------------------------------------
 
-def other(g: Generator) -> Domain:
-    """Another domain, or the only one."""
-    o = g.pick(g.domains)
-    return o if o is not g.d else g.domains[g.domains.index(o) - 1]
-
-
 @move(26, NAME)
 def map_others(g: Generator) -> Sequence[Action]:
     """Map another domain's page of data, or read-only its table: domain 0 may, others may not."""
-    o, r = other(g), g.random()
+    o, r = g.other(), g.random()
     if g.d.dom and r < 0.8:
         return map_something(g)
     frame = o.first + (g.pick(o.hot) if r < 0.5 else g.pick((o.tables, o.pages - 1, *o.spares[:2])))
@@ -879,7 +865,7 @@ def map_others(g: Generator) -> Sequence[Action]:
 @move(22, NAME)
 def edit_others_table(g: Generator) -> Sequence[Action]:
     """Change an entry of another domain's table through a read-only mapping of it: judged by what that domain may use (W-2)."""
-    d, o = g.d, other(g)
+    d, o = g.d, g.other()
     if d.dom and g.random() < 0.9:
         return batch_good(g)
     tables = (*range(o.first + o.tables, o.end), o.end - 1, *(o.first + p for p in o.spares))
@@ -906,7 +892,7 @@ def edit_others_table(g: Generator) -> Sequence[Action]:
 @move(20, NAME)
 def act_on_others(g: Generator) -> Sequence[Action]:
     """Pin, unpin, use as base, or name another domain's frames; store unchecked into an idle one."""
-    d, o, r = g.d, other(g), g.random()
+    d, o, r = g.d, g.other(), g.random()
     if d.dom and g.random() < 0.75:
         return batch_good(g)
     spare = o.first + g.pick(o.spares)
@@ -927,7 +913,7 @@ def act_on_others(g: Generator) -> Sequence[Action]:
 @move(8, NAME)
 def build_for_others(g: Generator) -> Sequence[Action]:
     """Domain 0 fills a frame of another domain and pins it: its entries are judged by what that domain may use (W-2)."""
-    d, o = g.d, other(g)
+    d, o = g.d, g.other()
     if d.dom or d is o:
         return batch_good(g)
     page = g.pick(o.spares)

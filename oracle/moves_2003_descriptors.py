@@ -1,18 +1,9 @@
 """The moves of xen-2003 programs about descriptors and traps: tables built and replaced, entries at the edge of what is legal."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from oracle.generate import Generator, move
-from oracle.moves_2003 import (
-    NAME,
-    data_frame,
-    entry_of,
-    is_writable,
-    odd_entry,
-    request_at,
-    restore_home,
-    update_with,
-)
+from oracle.moves_2003 import NAME, entry_of, is_writable, odd_entry, request_at, restore_home, update_with
 from spec.abi import LDT_DESC, SEG_DESC, P, Xen2003
 from spec.vocabulary import Action, Hypercall, Load, LoadSegment, Store
 
@@ -84,13 +75,6 @@ def any_descriptor(g: Generator) -> int:
 
 # --- pages of them -----------------------------------------------------------------------------------------------------------
 
-def pages_of(g: Generator, table: str) -> list[int]:
-    """The frames of the GDT or the LDT that are mapped for the processor."""
-    maps: Mapping[str, Mapping[tuple[int, int], int]] = g.machine.concrete.maps
-    has, frames, dom = maps["has_" + table], maps[table], g.d.dom
-    return [frames[dom, n] for n in range(16) if has[dom, n]]
-
-
 def descriptor_words(g: Generator, va: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
     """What to store into a page that is to become a table of descriptors."""
     out = []
@@ -134,7 +118,7 @@ def build_gdt(g: Generator) -> Sequence[Action]:
             actions += more
             frames += g.pick(((second,), (second, second), (second, frame)))
     elif r < 0.5:
-        frames += g.pick((pages_of(g, "gdt")[1:], pages_of(g, "gdt"), [frame], [g.odd_frame()], [data_frame(g)]))
+        frames += g.pick((g.pages_of("gdt")[1:], g.pages_of("gdt"), [frame], [g.odd_frame()], [g.data_frame()]))
     frames = frames[:16]
     actions.append(set_gdt(g, frames, 512 * (len(frames) - 1) + g.pick(SIZES)))
     if g.random() < 0.3:
@@ -145,7 +129,7 @@ def build_gdt(g: Generator) -> Sequence[Action]:
 @move(8, NAME)
 def change_gdt(g: Generator) -> Sequence[Action]:
     """The pages in force again: fewer, more, in another order, one twice; with another size."""
-    frames = pages_of(g, "gdt")
+    frames = g.pages_of("gdt")
     if not frames:
         return build_gdt(g)
     r = g.random()
@@ -170,11 +154,11 @@ def odd_gdt(g: Generator) -> Sequence[Action]:
     """A size that cannot be, a list that cannot be read, a frame that cannot be a table."""
     d, r = g.d, g.random()
     if r < 0.35:
-        return (set_gdt(g, (data_frame(g),), g.pick((0, 1, 255, 295, 8193, 0xFFFF, 0xFFFFFFFF, 0x80000000))),)
+        return (set_gdt(g, (g.data_frame(),), g.pick((0, 1, 255, 295, 8193, 0xFFFF, 0xFFFFFFFF, 0x80000000))),)
     if r < 0.55:
         at = g.pick((END - 4, END, X.HOLE, 0xFFFFFFFC, 0, d.windows[-1] + 0x1000, d.windows[0] - 4, d.windows[0] - 2))
         return (Hypercall(d.dom, X.SET_GDT, (at, g.pick((296, 512, 513, 8192)))),)
-    frames = [*pages_of(g, "gdt")[:2], g.odd_frame() if g.random() < 0.6 else data_frame(g)]
+    frames = [*g.pages_of("gdt")[:2], g.odd_frame() if g.random() < 0.6 else g.data_frame()]
     if g.random() < 0.3:
         frames.reverse()
     return (set_gdt(g, frames, 512 * len(frames)),)
@@ -184,13 +168,13 @@ def frame_for_descriptor(g: Generator) -> int:
     """A frame into which a descriptor may be put, or not."""
     d, r = g.d, g.random()
     if r < 0.5:
-        tables = (pages_of(g, "gdt") if r < 0.33 else pages_of(g, "ldt"))
+        tables = (g.pages_of("gdt") if r < 0.33 else g.pages_of("ldt"))
         if tables:
             return tables[0] if g.random() < 0.6 else g.pick(tables)
     if r < 0.7:
         return d.first + g.spare_page()
     if r < 0.85:
-        return data_frame(g)
+        return g.data_frame()
     return d.first + d.tables + g.below(d.pages - d.tables + 1) if r < 0.92 else g.odd_frame()
 
 
@@ -212,7 +196,7 @@ def update_descriptor(g: Generator) -> Sequence[Action]:
 def write_table_in_force(g: Generator) -> Sequence[Action]:
     """A table of descriptors cannot be written by the guest: by no new mapping, request or store."""
     d = g.d
-    tables = pages_of(g, "gdt") + pages_of(g, "ldt")
+    tables = g.pages_of("gdt") + g.pages_of("ldt")
     if not tables:
         return build_gdt(g)
     frame, r = g.pick(tables), g.random()
@@ -283,7 +267,7 @@ def build_long_ldt(g: Generator) -> Sequence[Action]:
 @move(9, NAME)
 def touch_ldt(g: Generator) -> Sequence[Action]:
     """A page of the LDT is mapped once more or unmapped, the same or no LDT is set, the base is loaded: some drop its pages."""
-    d, frames = g.d, pages_of(g, "ldt")
+    d, frames = g.d, g.pages_of("ldt")
     if not frames:
         return build_ldt(g)
     maps = g.machine.concrete.maps
@@ -328,7 +312,7 @@ def selector(g: Generator) -> int:
         return g.pick(xens) ^ g.pick((0, 0, 0, 1, 2, 3))
     in_ldt = r < 0.62
     entries = maps["ldt_entries" if in_ldt else "gdt_entries"][g.d.dom]
-    frames = pages_of(g, "ldt" if in_ldt else "gdt")
+    frames = g.pages_of("ldt" if in_ldt else "gdt")
     page = g.below(max(len(frames), 1)) if g.random() < 0.8 else g.below(16)
     index = page << 9 | g.pick(PLACES) if g.random() < 0.9 else max(entries - g.pick((0, 1)), 0)
     return (index & 0x1FFF) << 3 | in_ldt << 2 | g.pick((1, 1, 1, 3, 3, 2, 0))
@@ -338,7 +322,7 @@ def there(g: Generator) -> list[tuple[int, int]]:
     """The segments in the tables, present or not: (selector for ring 0, ring of the segment)."""
     found = []
     for table, ti in (("gdt", 0), ("ldt", X.TI)):
-        for n, frame in enumerate(pages_of(g, table)):
+        for n, frame in enumerate(g.pages_of(table)):
             words = g.machine.concrete.row(frame)
             found += [((n << 9 | i >> 1) << 3 | ti, w >> 13 & 3) for i, w in words.items() if i & 1 and w & 0x1000]
     return sorted(found)
@@ -364,7 +348,7 @@ def load_segment(g: Generator) -> Sequence[Action]:
     load = LoadSegment(dom, g.pick(("ds", "es", "fs", "gs", "ss", "ss")), sel, g.random() < 0.35)
     if g.random() < 0.8:
         return (load,)
-    frames = pages_of(g, "ldt" if sel & 4 else "gdt")
+    frames = g.pages_of("ldt" if sel & 4 else "gdt")
     if sel >> 12 >= len(frames):
         return (load,)
     q = any_descriptor(g)

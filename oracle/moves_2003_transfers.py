@@ -4,7 +4,7 @@ from typing import Final, NamedTuple
 
 from oracle.generate import Generator, move
 from oracle.moves_2003 import NAME, entry_of, is_writable, update_with
-from oracle.moves_2003_descriptors import FULL, RO, pages_of, set_gdt, set_ldt
+from oracle.moves_2003_descriptors import FULL, RO, set_gdt, set_ldt
 from spec.abi import US, P, Xen2003
 from spec.vocabulary import (
     PRIVILEGED,
@@ -81,7 +81,7 @@ XENS: Final = tuple((sel & ~3, X.DESCRIPTORS[sel >> 3]) for sel in (X.RING1_CS, 
 def tables(g: Generator) -> list[tuple[int, int]]:
     """The pages of both tables, of the LDT also those that Xen has yet to map: (first selector, frame)."""
     maps, dom = g.machine.concrete.maps, g.d.dom
-    out = [(n << 12, frame) for n, frame in enumerate(pages_of(g, "gdt"))]
+    out = [(n << 12, frame) for n, frame in enumerate(g.pages_of("gdt"))]
     base, entries = maps["ldt_base"][dom], maps["ldt_entries"][dom]
     for n in range(min(entries + 511 >> 9, 3)):
         entry = entry_of(g, base + (n << 12))

@@ -2,7 +2,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from oracle.generate import BUFFER_PAGES, CODE_PAGE, Domain, Generator, move
+from oracle.generate import BUFFER_PAGES, CODE_PAGE, Generator, move
 from spec.abi import (
     AVAIL,
     DOMID_IO,
@@ -99,19 +99,11 @@ def mapped_va(g: Generator) -> int:
 
 # --- entries -----------------------------------------------------------------------------------------------------------------
 
-def data_frame(g: Generator) -> int:
-    """A frame of the domain's that can most likely be written."""
-    frame = g.d.first + g.hot_page()
-    if g.type_count[frame] and g.type[frame] != WRITABLE:
-        return g.d.first + g.d.hot[0]
-    return frame
-
-
 def good_entry(g: Generator) -> int:
     """An L1 entry that is most likely allowed."""
     r = g.random()
     if r < 0.6:
-        return data_frame(g) << PAGE | WRITABLE_FLAGS[int(g.random() * 10)]
+        return g.data_frame() << PAGE | WRITABLE_FLAGS[int(g.random() * 10)]
     if r < 0.85:
         return g.d.first + int(g.random() * (g.d.pages + 1)) << PAGE | READ_FLAGS[int(g.random() * 8)]
     return 0 if r < 0.95 else g.bits(40) & ~P
@@ -123,7 +115,7 @@ def odd_entry(g: Generator) -> int:
     if r < 0.6:
         return g.odd_frame() << PAGE | g.pick(WRITABLE_FLAGS if g.random() < 0.6 else READ_FLAGS)
     if r < 0.85:
-        return data_frame(g) << PAGE | g.pick((1, 3, 0x63)) | g.pick(FORBIDDEN)
+        return g.data_frame() << PAGE | g.pick((1, 3, 0x63)) | g.pick(FORBIDDEN)
     if r < 0.95:
         return g.d.first + g.spare_page() << PAGE | g.pick((1, 3, 0x63))
     return g.bits(64) & ~NX
@@ -162,7 +154,7 @@ def odd_table_entry(g: Generator, table: int, level: int) -> int:
     if r < 0.55:
         return lower_table(g, level) << PAGE | 7 | g.pick((*FORBIDDEN, G))
     if r < 0.75:
-        return data_frame(g) << PAGE | 7
+        return g.data_frame() << PAGE | 7
     if r < 0.92:
         return g.odd_frame() << PAGE | g.pick(TABLE_FLAGS)
     return g.bits(64)
@@ -461,7 +453,7 @@ def flush(g: Generator) -> Sequence[Action]:
 def copy_and_clear(g: Generator) -> Sequence[Action]:
     """CLEAR_PAGE and COPY_PAGE of frames of data, and of others."""
     d = g.d
-    to = data_frame(g) if g.random() < 0.7 else g.pick((g.odd_frame(), d.first + g.spare_page()))
+    to = g.data_frame() if g.random() < 0.7 else g.pick((g.odd_frame(), d.first + g.spare_page()))
     if g.random() < 0.4:
         return (extended(g, X.CLEAR_PAGE, to),)
     source = d.first + g.any_page() if g.random() < 0.85 else g.odd_frame()
@@ -505,7 +497,7 @@ def unset_user_base(g: Generator) -> Sequence[Action]:
 @move(22, NAME)
 def stale_store(g: Generator) -> Sequence[Action]:
     """Use a mapping, take it away or make it read-only without a flush, and use it again."""
-    d, va, frame = g.d, g.pick(g.d.windows), data_frame(g)
+    d, va, frame = g.d, g.pick(g.d.windows), g.data_frame()
     entry, r = entry_of(g, va), g.random()
     actions: list[Action] = []
     if entry & 3 == 3 and is_own(g, frame_of(entry)):
@@ -513,7 +505,7 @@ def stale_store(g: Generator) -> Sequence[Action]:
     else:
         actions.append(update_with(g, va, frame << PAGE | g.pick((0x67, 0x7, GUEST_KERNEL | 7)), 2))
     actions.append(Store(d.dom, va, g.bits(32)) if r < 0.6 else Load(d.dom, va))
-    actions.append(update_with(g, va, g.pick((0, frame << PAGE | 0x65, data_frame(g) << PAGE | 0x67)), g.pick((0, 0, 0, 1, 2))))
+    actions.append(update_with(g, va, g.pick((0, frame << PAGE | 0x65, g.data_frame() << PAGE | 0x67)), g.pick((0, 0, 0, 1, 2))))
     actions.append(Store(d.dom, va, g.bits(32)) if r > 0.3 else Load(d.dom, va))
     if g.random() < 0.3:
         actions.append(extended(g, g.pick((X.TLB_FLUSH_LOCAL, X.INVLPG_LOCAL)), va))
@@ -785,12 +777,6 @@ def odd_data(g: Generator) -> Sequence[Action]:
 
 # --- foreign domains ---------------------------------------------------------------------------------------------------------
 
-def other(g: Generator) -> Domain:
-    """Another domain, or the only one."""
-    o = g.pick(g.domains)
-    return o if o is not g.d else g.domains[g.domains.index(o) - 1]
-
-
 def usually_privileged(g: Generator) -> bool:
     """Domain 0 acts on others all the time, others try it now and then."""
     return g.d.dom == 0 or g.random() < 0.1
@@ -799,7 +785,7 @@ def usually_privileged(g: Generator) -> bool:
 @move(26, NAME)
 def map_foreign(g: Generator) -> Sequence[Action]:
     """Map another domain's frames, named by its number, with mmu_update or update_va_mapping_otherdomain."""
-    o, r = other(g), g.random()
+    o, r = g.other(), g.random()
     if not usually_privileged(g):
         return map_something(g)
     frame = o.first + (g.pick(o.hot) if r < 0.7 else g.pick((o.tables, o.pages - 1, *o.spares[:2])))
@@ -815,7 +801,7 @@ def map_foreign(g: Generator) -> Sequence[Action]:
 @move(30, NAME)
 def edit_foreign(g: Generator) -> Sequence[Action]:
     """Change another domain's tables, and words of its frames, on its behalf."""
-    d, o = g.d, other(g)
+    d, o = g.d, g.other()
     if not usually_privileged(g) or o is d:
         return batch_good(g)
     r = g.random()
@@ -841,9 +827,9 @@ def other_domain_odd(g: Generator) -> Sequence[Action]:
     """update_va_mapping_otherdomain with domains that are none, and reservations of others."""
     d, r = g.d, g.random()
     if r < 0.5:
-        domain = g.pick((d.dom, DOMID_SELF, DOMID_IO, DOMID_XEN, 77, NOBODY, other(g).dom))
+        domain = g.pick((d.dom, DOMID_SELF, DOMID_IO, DOMID_XEN, 77, NOBODY, g.other().dom))
         return (Hypercall(d.dom, X.UPDATE_VA_MAPPING_OTHERDOMAIN, (g.pick(d.windows), odd_entry(g), 2, domain)),)
-    o = other(g)
+    o = g.other()
     return (memory_op(g, g.pick((X.DECREASE, X.INCREASE, X.POPULATE)), (o.first + g.pick(o.hot),), 1, domain=o.dom),)
 
 

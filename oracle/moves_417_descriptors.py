@@ -1,9 +1,9 @@
 """The moves of xen-4.17 programs about descriptors and handlers: tables built and replaced, and what is at the edge of legal."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from oracle.generate import Generator, move
-from oracle.moves_417 import NAME, data_frame, entry_of, extended, is_writable, odd_entry
+from oracle.moves_417 import NAME, entry_of, extended, is_writable, odd_entry
 from spec.abi import GUEST_KERNEL, SEG_DESC, P, Xen417
 from spec.vocabulary import Action, Hypercall, Load, LoadSegment, Store
 
@@ -72,13 +72,6 @@ def any_descriptor(g: Generator) -> int:
 
 # --- pages of them -----------------------------------------------------------------------------------------------------------
 
-def pages_of(g: Generator, table: str) -> list[int]:
-    """The frames of the GDT or the LDT that are mapped for the processor."""
-    maps: Mapping[str, Mapping[tuple[int, int], int]] = g.machine.concrete.maps
-    has, frames, dom = maps["has_" + table], maps[table], g.d.dom
-    return [frames[dom, n] for n in range(16) if has[dom, n]]
-
-
 def descriptor_words(g: Generator, va: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
     """What to store into a page that is to become a table of descriptors."""
     return tuple((va + 8 * g.pick(PLACES), (good_descriptor(g) if g.random() < 0.93 else odd_descriptor(g),))
@@ -133,7 +126,7 @@ def build_gdt(g: Generator) -> Sequence[Action]:
             actions += more
             frames += g.pick(((second,), (second, second), (second, frame)))
     elif r < 0.5:
-        frames += g.pick((pages_of(g, "gdt")[1:], pages_of(g, "gdt"), [frame], [g.odd_frame()], [data_frame(g)], [frame] * 13))
+        frames += g.pick((g.pages_of("gdt")[1:], g.pages_of("gdt"), [frame], [g.odd_frame()], [g.data_frame()], [frame] * 13))
     frames = frames[:14]
     actions.append(set_gdt(g, frames, 512 * (len(frames) - 1) + g.pick(SIZES)))
     return actions
@@ -142,7 +135,7 @@ def build_gdt(g: Generator) -> Sequence[Action]:
 @move(8, NAME)
 def change_gdt(g: Generator) -> Sequence[Action]:
     """The pages in force again: fewer, more, in another order, one twice; with another size."""
-    frames, r = pages_of(g, "gdt"), g.random()
+    frames, r = g.pages_of("gdt"), g.random()
     if not frames:
         return build_gdt(g)
     if r < 0.2:
@@ -167,11 +160,11 @@ def odd_gdt(g: Generator) -> Sequence[Action]:
     """A size that cannot be, a list that cannot be read, a frame that cannot be a table."""
     d, r = g.d, g.random()
     if r < 0.3:
-        return (set_gdt(g, (data_frame(g),), g.pick((7168, 7169, 8192, 0xFFFF, 0xFFFFFFFF, 1 << 32, 1 << 32 | 1, 1 << 31))),)
+        return (set_gdt(g, (g.data_frame(),), g.pick((7168, 7169, 8192, 0xFFFF, 0xFFFFFFFF, 1 << 32, 1 << 32 | 1, 1 << 31))),)
     if r < 0.6:
         at = g.pick((EDGE, HIGH - 8, EDGE - 4, 0x1000, 0, ONES, d.windows[-1], d.windows[0] - 8, d.windows[0] - 4))
         return (Hypercall(d.dom, X.SET_GDT, (at, g.pick((0, 1, 512, 513, 7168)))),)
-    frames = [*pages_of(g, "gdt")[:2], g.odd_frame() if g.random() < 0.6 else data_frame(g)]
+    frames = [*g.pages_of("gdt")[:2], g.odd_frame() if g.random() < 0.6 else g.data_frame()]
     if g.random() < 0.3:
         frames.reverse()
     return (set_gdt(g, frames, 512 * len(frames)),)
@@ -181,13 +174,13 @@ def frame_for_descriptor(g: Generator) -> int:
     """A frame into which a descriptor may be put, or not."""
     d, r = g.d, g.random()
     if r < 0.5:
-        tables = pages_of(g, "gdt" if r < 0.33 else "ldt")
+        tables = g.pages_of("gdt" if r < 0.33 else "ldt")
         if tables:
             return tables[0] if g.random() < 0.6 else g.pick(tables)
     if r < 0.7:
         return d.first + g.spare_page()
     if r < 0.85:
-        return data_frame(g)
+        return g.data_frame()
     return d.first + d.tables + g.below(d.pages - d.tables) if r < 0.92 else g.odd_frame()
 
 
@@ -203,7 +196,7 @@ def update_descriptor(g: Generator) -> Sequence[Action]:
 def write_table_in_force(g: Generator) -> Sequence[Action]:
     """A table of descriptors cannot be written by the guest: by no new mapping, request or store."""
     d = g.d
-    tables = pages_of(g, "gdt") + pages_of(g, "ldt")
+    tables = g.pages_of("gdt") + g.pages_of("ldt")
     if not tables:
         return build_gdt(g)
     frame, r = g.pick(tables), g.random()
@@ -214,7 +207,7 @@ def write_table_in_force(g: Generator) -> Sequence[Action]:
         words = frame << 12 | 8 * g.pick(PLACES) | g.pick((X.NORMAL, X.NORMAL, X.PRESERVE_AD, X.MACHPHYS)), odd_entry(g)
         return (g.list_call(X.MMU_UPDATE, words, 1, 0, 0x7FF0), Store(d.dom, va + 8 * g.pick(PLACES), g.bits(64)))
     kind = g.pick((X.PIN_L1, X.PIN_L1 + 1, X.UNPIN, X.NEW_BASEPTR, X.CLEAR_PAGE, X.COPY_PAGE))
-    return (extended(g, kind, frame, data_frame(g)),)
+    return (extended(g, kind, frame, g.data_frame()),)
 
 
 @move(6, NAME)
@@ -277,7 +270,7 @@ def build_long_ldt(g: Generator) -> Sequence[Action]:
 @move(9, NAME)
 def touch_ldt(g: Generator) -> Sequence[Action]:
     """A page of the LDT is mapped once more or unmapped, the same or no LDT is set, the base is loaded: some drop its pages."""
-    d, frames = g.d, pages_of(g, "ldt")
+    d, frames = g.d, g.pages_of("ldt")
     if not frames:
         return build_ldt(g)
     maps = g.machine.concrete.maps
@@ -329,7 +322,7 @@ def selector(g: Generator) -> int:
         return g.pick(XENS) ^ g.pick((0, 0, 1, 2, 3))
     in_ldt = r < 0.6
     entries = maps["ldt_entries" if in_ldt else "gdt_entries"][g.d.dom]
-    frames = pages_of(g, "ldt" if in_ldt else "gdt")
+    frames = g.pages_of("ldt" if in_ldt else "gdt")
     page = g.below(max(len(frames), 1)) if g.random() < 0.8 else g.below(16)
     index = page << 9 | g.pick(PLACES) if g.random() < 0.9 else max(entries - g.pick((0, 1)), 0)
     return (index & 0x1FFF) << 3 | in_ldt << 2 | g.pick((3, 3, 3, 3, 2, 1, 0))
@@ -339,7 +332,7 @@ def there(g: Generator) -> list[int]:
     """The segments in the tables, present or not: selectors."""
     found = []
     for table, ti in (("gdt", 0), ("ldt", 4)):
-        for n, frame in enumerate(pages_of(g, table)):
+        for n, frame in enumerate(g.pages_of(table)):
             found += [(n << 9 | i) << 3 | ti | 3 for i, w in g.machine.concrete.row(frame).items() if w & SEGMENT]
     return sorted(found)
 
@@ -365,7 +358,7 @@ def load_segment(g: Generator) -> Sequence[Action]:
     load: Action = LoadSegment(dom, g.pick(REGISTERS), sel, is_user(g))
     if g.random() < 0.2:
         load = Hypercall(dom, X.SET_SEGMENT_BASE, (X.GS_USER_SELECTOR, sel | g.pick((0, 0, 1 << 16, 1 << 63))))
-    frames = pages_of(g, "ldt" if sel & 4 else "gdt")
+    frames = g.pages_of("ldt" if sel & 4 else "gdt")
     if g.random() < 0.8 or sel >> 12 >= len(frames):
         return (load,)
     return (load, Hypercall(dom, X.UPDATE_DESCRIPTOR, (frames[sel >> 12] << 12 | sel & 0xFF8, any_descriptor(g))), load, load)

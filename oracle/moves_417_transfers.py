@@ -3,7 +3,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from oracle.generate import Generator, move
-from oracle.moves_417 import IN_XEN, NAME, NOWHERE, ONES, data_frame, entry_of, extended, is_writable, mapped_va, update_with
+from oracle.moves_417 import IN_XEN, NAME, NOWHERE, ONES, entry_of, extended, is_writable, mapped_va, update_with
 from spec.abi import NX, P, Xen417
 from spec.vocabulary import (
     PRIVILEGED,
@@ -230,7 +230,7 @@ def handlers(g: Generator) -> Sequence[Action]:
 def cut_stack(g: Generator) -> Sequence[Action]:
     """A page of stacks becomes read-only, absent or another, at once or without a flush; then it is used."""
     va, entry = page(g), 0
-    entry = g.pick((0, entry_of(g, va) & ~2, entry_of(g, va) & ~2, data_frame(g) << 12 | 0x67))
+    entry = g.pick((0, entry_of(g, va) & ~2, entry_of(g, va) & ~2, g.data_frame() << 12 | 0x67))
     at = context(g, va + 0x400)
     if not entry_of(g, va) & P:
         return (Interrupt(g.d.dom, at, 3),)

@@ -159,7 +159,7 @@ def campaign_report(result: CampaignResult, files: dict[int, list[Path]], repeat
         rules_table(result), "",
         Text(f"rules exercised: {share.rules_decided} of {share.rules}; "
              f"conjuncts decided both ways: {share.both} of {share.conjuncts} (why others can't be: `xenspec cite RULE`)"),
-        Text(f"actions and steps: {counted({KINDS[kind]: n for kind, n in result.kinds.items()}) or 'none'}"),
+        Text(f"actions and steps: {counted(kinds_of(result)) or 'none'}"),
         Text(f"allowed choices met: {counted(result.looseness) or 'none'}")]
     if result.spec.profile == "xen-4.17":
         parts.append(Text(f"commands never given: {', '.join(coverage.never_given(result.commands)) or 'none'}"))
@@ -179,6 +179,11 @@ def campaign_report(result: CampaignResult, files: dict[int, list[Path]], repeat
 def counted(names: Mapping[str, int]) -> str:
     """What was met, and how often."""
     return ", ".join(f"{name} {n:,}" for name, n in sorted(names.items()))
+
+
+def kinds_of(result: CampaignResult) -> dict[str, int]:
+    """The actions and steps of a campaign, by what they do."""
+    return {KINDS[kind]: n for kind, n in result.kinds.items()}
 
 
 def rules_table(result: CampaignResult) -> Table:
@@ -234,7 +239,7 @@ def campaign_document(result: CampaignResult) -> dict[str, Any]:
             "programs": result.programs, "actions": result.actions, "raw": result.raw, "divergences": len(result.divergences),
             "harness_failures": len(result.harness_failures), "model_findings": len(result.model_findings),
             "looseness": dict(sorted(result.looseness.items())),
-            "kinds": {KINDS[kind]: n for kind, n in sorted(result.kinds.items(), key=lambda row: KINDS[row[0]])},
+            "kinds": dict(sorted(kinds_of(result).items())),
             "declared": {name: {"count": n, "reason": DECLARED[name]} for name, n in sorted(result.declared.items())},
             "seconds": round(result.seconds, 3), "seed": result.seed},
         "campaign": {"profile": spec.profile, "target": spec.target, "length": spec.length, "domains": spec.domains,

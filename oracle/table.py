@@ -10,7 +10,7 @@ from rich.text import Text
 
 from oracle import report
 from oracle.files import check_writable, write_whole
-from oracle.targets import HarnessError, open_long_processor, open_processor
+from oracle.targets import BareProcessor, HarnessError, open_long_processor, open_processor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -56,7 +56,7 @@ def descriptors(
         for path in (json_path, html):
             if path not in (None, "-"):
                 check_writable(path or "")
-        whole, found, not_tried = (long_results if mode is Mode.LONG else results)(progress, seed, random)
+        whole, found, not_tried = results(progress, mode, seed, random)
         shown: list[RenderableType] = [table_report(whole)]
         document: dict[str, Any] = {"mode": int(mode), "table": table_document(whole), "not_tried": dict(not_tried)}
         differences = list(whole.differences)
@@ -106,24 +106,18 @@ class Watched(report.Display):
             self.console.print(figures, highlight=False)
 
 
-def results(console: Console, seed: int, random: int) -> "Results":
+def results(console: Console, mode: Mode, seed: int, random: int) -> "Results":
     """The whole table and a sample of random instructions."""
-    from oracle.descriptor_table import COLUMNS, compare, places
-    from oracle.trials import sample
-    processor = open_processor()
-    with Watched(console, sum(1 for _ in places(COLUMNS)) + random) as watched:
-        perform = watched.counting(processor.perform)
-        return compare(perform), sample(perform, seed, random) if random else None, processor.not_tried
-
-
-def long_results(console: Console, seed: int, random: int) -> "Results":
-    """The same in long mode."""
+    from oracle.descriptor_table import compare, places
     from oracle.long_table import long_compare, long_places
     from oracle.long_trials import long_sample
-    processor = open_long_processor()
-    with Watched(console, sum(1 for _ in long_places()) + random) as watched:
+    from oracle.trials import sample
+    long = mode is Mode.LONG
+    processor: BareProcessor[Any, Any] = open_long_processor() if long else open_processor()
+    with Watched(console, sum(1 for _ in (long_places if long else places)()) + random) as watched:
         perform = watched.counting(processor.perform)
-        return long_compare(perform), long_sample(perform, seed, random) if random else None, processor.not_tried
+        whole = (long_compare if long else compare)(perform)
+        return whole, (long_sample if long else sample)(perform, seed, random) if random else None, processor.not_tried
 
 
 def fail(message: str) -> None:

@@ -1,6 +1,6 @@
 """What can be held against the model: our emulator, the model itself, and any command that speaks JSON lines."""
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Final, Protocol, TypeVar, runtime_checkable
 
 from oracle.encoding import check_setup
@@ -12,6 +12,8 @@ from spec.vocabulary import Action, DomainSetup, Finish, Image, LongFinish, Long
 
 REAL_TARGET: Final = "xen"                  # the one that is a real machine
 T = TypeVar("T")
+Tried = TypeVar("Tried", contravariant=True)
+Finished = TypeVar("Finished", covariant=True)
 PATIENCE: Final = 20.0                      # seconds to wait for an answer
 MODEL_XEN_FRAMES: Final = 16                # the model as a target needs none of them, but Xen always has some
 
@@ -90,43 +92,37 @@ class RealTarget(Target, Protocol):
         """All its memory from address 0 on as it is now, even if the machine is dead; None from a stand-in that has none."""
 
 
-class BareProcessor(Protocol):
+class BareProcessor(Protocol[Tried, Finished]):
     """A processor without a hypervisor, for single instructions."""
 
     @property
     def not_tried(self) -> Mapping[str, str]:
         """What it is not asked to do, and why."""
 
-    def perform(self, trial: Trial) -> Finish:
+    def perform(self, trial: Tried) -> Finished:
         """Let it execute one instruction.  It may raise HarnessError."""
 
 
-class LongProcessor(Protocol):
-    """The same in long mode."""
-
-    @property
-    def not_tried(self) -> Mapping[str, str]:
-        """What it is not asked to do, and why."""
-
-    def perform(self, trial: LongTrial) -> LongFinish:
-        """Let it execute one instruction.  It may raise HarnessError."""
-
-
-def open_long_processor() -> LongProcessor:
-    """The emulator's processor in long mode; see open_processor."""
+@contextmanager
+def importing(what: str = "the emulator can't run") -> Iterator[None]:
+    """Around imports of the emulator, which need not be installed: HarnessError says what can't be done here."""
     try:
-        from emulator.long_cells import LongCells
+        yield
     except ImportError as e:
-        raise HarnessError(f"the emulator can't run here: {e}") from e
+        raise HarnessError(f"{what} here: {e}") from e
+
+
+def open_long_processor() -> BareProcessor[LongTrial, LongFinish]:
+    """The emulator's processor in long mode; see open_processor."""
+    with importing():
+        from emulator.long_cells import LongCells
     return LongCells()
 
 
-def open_processor() -> BareProcessor:
+def open_processor() -> BareProcessor[Trial, Finish]:
     """The emulator's processor; it takes it away from the emulator as a target."""
-    try:
+    with importing():
         from emulator.cells import Cells
-    except ImportError as e:
-        raise HarnessError(f"the emulator can't run here: {e}") from e
     return Cells()
 
 
@@ -148,10 +144,8 @@ class EntryCost(Protocol):
 
 def entry_costs() -> Mapping[str, EntryCost]:
     """Each way into a kernel on the emulator, the fastest first; it takes the processor away from the emulator as a target."""
-    try:
+    with importing():
         from emulator.entries import entry_costs as measured
-    except ImportError as e:
-        raise HarnessError(f"the emulator can't run here: {e}") from e
     return measured()
 
 
@@ -190,16 +184,12 @@ def opened(name: str) -> Target:
     if name == "model":
         return ModelTarget()
     if name == "emulator":
-        try:
+        with importing():
             from emulator.target import EmulatorTarget
-        except ImportError as e:
-            raise HarnessError(f"the emulator can't run here: {e}") from e
         return EmulatorTarget()
     if name == REAL_TARGET:
-        try:
+        with importing("the real Xen can't be driven"):
             from emulator.xen.target import XenTarget
-        except ImportError as e:
-            raise HarnessError(f"the real Xen can't be driven here: {e}") from e
         return XenTarget()
     if name.startswith("cmd:"):
         from oracle.command import CommandTarget
@@ -209,11 +199,9 @@ def opened(name: str) -> Target:
 
 def read_image(ram: Buffer) -> Image:
     """The machine that has this memory.  HarnessError if it is not a Xen's that we can read."""
-    try:
+    with importing("images of the real Xen can't be read"):
         from emulator.xen.frames import ImageError, image
         from emulator.xen.version import check_memory
-    except ImportError as e:
-        raise HarnessError(f"images of the real Xen can't be read here: {e}") from e
     try:
         check_memory(ram)
         return image(ram)
@@ -259,10 +247,8 @@ def planted_bugs(target: str) -> list[Plant]:
     """The bugs that can be planted in the target of this name."""
     if target != "emulator":
         return []
-    try:
+    with importing():
         from emulator.planted import PLANTS
-    except ImportError as e:
-        raise HarnessError(f"the emulator can't run here: {e}") from e
     return list(PLANTS.values())
 
 

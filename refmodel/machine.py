@@ -195,12 +195,12 @@ class Machine:
         raise NotImplementedError
 
     def load_segment(self, action: LoadSegment) -> Outcome:
-        """A guest loads a segment register: only where segments protect."""
-        raise ModelError(f"{self.profile.name} has no segments to load")
+        """A guest loads a segment register."""
+        raise NotImplementedError
 
     def transfer(self, action: Transfer) -> Outcome:
         """Xen lets a guest run with some registers, and it executes one instruction."""
-        raise ModelError(f"{self.profile.name} has no control transfers yet")
+        raise NotImplementedError
 
     def marked(self, d: int, action: Load, value: int, told: int) -> int:
         """What a load reads: what another machine read if that is an entry of a table which has its accessed bit earlier."""

@@ -6,7 +6,7 @@ from refmodel.guest import ModelError, load, older, store, translate
 from refmodel.references import Error
 from refmodel.xen2003_bounce import Bounces
 from spec.abi import BP, BR, DB, DE, GP, NM, OF, PF, UD, Xen2003
-from spec.bounce import INT_BYTES, SINGLE_STEP, Saved, interrupted_flags, is_refused_int, may_int, tells_code
+from spec.bounce import INT_BYTES, SINGLE_STEP, Saved, is_refused_int, may_int, tells_code
 from spec.kernel import DomId, Index, Vpn
 from spec.rings import (
     call,
@@ -37,6 +37,7 @@ from spec.vocabulary import (
 )
 from spec.x86 import flags
 from spec.x86.descriptors import BIG, RPL, base_of, is_null
+from spec.x86.exceptions import interrupted_flags
 from spec.x86.interrupts import interrupt_return, software_interrupt
 from spec.x86.paging import Fault
 from spec.x86.segments import Registers, check_access, check_alignment, check_fetch, cpl_of

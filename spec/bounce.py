@@ -8,7 +8,6 @@ from spec.abi import AC, NP, PF, SS, TS, Xen2003
 from spec.abi import GP as GENERAL
 from spec.kernel import predicate
 from spec.x86.descriptors import RPL
-from spec.x86.exceptions import is_fault
 from spec.x86.flags import ALL, NT, RF, TF, VM
 
 # --- 2003, x86-32 ------------------------------------------------------------------------------------------------------------
@@ -53,12 +52,6 @@ def failsafe_words(saved: Saved) -> tuple[int, ...]:
 def handler_flags(eflags: int) -> int:
     """EFLAGS in the kernel's handler: as the processor has it, but that interrupts stay as they are."""
     return eflags & (ALL ^ (TF | NT | RF | VM))
-
-
-@predicate
-def interrupted_flags(vector: int, eflags: int) -> int:
-    """EFLAGS in the frame: the processor sets RF for faults, so that a breakpoint does not strike twice."""
-    return eflags | RF if is_fault(vector) else eflags
 
 
 @predicate

@@ -203,7 +203,7 @@ def code_words_64(action: Transfer, behind: int) -> tuple[int, ...]:
 
 
 def code_words(code: bytes) -> tuple[int, ...]:
-    """An instruction as the words that are stored for it."""
+    """Code as the words that are stored for it."""
     padded = code + bytes([NOP]) * (-len(code) % 4)
     return tuple(int.from_bytes(padded[n:n + 4], "little") for n in range(0, len(padded), 4))
 

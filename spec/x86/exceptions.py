@@ -3,6 +3,7 @@ from typing import Final
 
 from spec.abi import AC, BP, DB, DE, DF, GP, MC, NMI, OF, PF, TS
 from spec.kernel import predicate
+from spec.x86.flags import RF
 
 BENIGN: Final = 0
 CONTRIBUTORY: Final = 1
@@ -24,6 +25,12 @@ def is_fault(vector: int) -> bool:
     #DB is a fault only for instruction breakpoints, which leave RF as it is.
     """
     return not (vector == DB or vector == NMI or vector == BP or vector == OF or vector == DF or vector == MC)
+
+
+@predicate
+def interrupted_flags(vector: int, eflags: int) -> int:
+    """EFLAGS in the handler's frame: RF is set for faults, so that a breakpoint does not strike twice."""
+    return eflags | RF if is_fault(vector) else eflags
 
 
 @predicate

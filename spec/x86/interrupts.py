@@ -22,7 +22,7 @@ from spec.x86.descriptors import (
     is_task_gate,
     is_trap_gate,
 )
-from spec.x86.exceptions import is_fault
+from spec.x86.exceptions import interrupted_flags
 from spec.x86.flags import ALL, NT, RF, VM, handled, returned
 from spec.x86.paging import Fault
 from spec.x86.segments import Registers, Segment, Table, check_fetch, cpl_of, may_fetch
@@ -62,7 +62,7 @@ def software_interrupt(r: Registers, table: Table, tss: Tss, gate: int, vector: 
 
 def exception(r: Registers, table: Table, tss: Tss, gate: int, vector: int, code: tuple[int, ...]) -> Transfer:
     """An exception; `r` is what its handler is to return to, `code` its error code or nothing (see has_error_code)."""
-    resumed = r._replace(eflags=r.eflags | RF) if is_fault(vector) else r
+    resumed = r._replace(eflags=interrupted_flags(vector, r.eflags))
     return interrupt(resumed, table, tss, gate, vector, False, code)
 
 

@@ -18,7 +18,7 @@ from spec.x86.descriptors import (
     is_null,
     is_system,
 )
-from spec.x86.exceptions import is_fault
+from spec.x86.exceptions import interrupted_flags
 from spec.x86.flags import ALL, NT, RF, handled, returned
 from spec.x86.interrupts import IDT
 from spec.x86.long_mode import (
@@ -59,7 +59,7 @@ def software_interrupt_64(r: Registers, table: Table, tss: Tss64, gate: int, upp
 
 def exception_64(r: Registers, table: Table, tss: Tss64, gate: int, upper: int, vector: int, code: tuple[int, ...]) -> Transfer:
     """An exception; `r` is what its handler is to return to, `code` its error code or nothing (see has_error_code)."""
-    resumed = r._replace(eflags=r.eflags | RF) if is_fault(vector) else r
+    resumed = r._replace(eflags=interrupted_flags(vector, r.eflags))
     return interrupt_64(resumed, table, tss, gate, upper, vector, False, code)
 
 

@@ -5,7 +5,7 @@ from emulator.assembler import assemble
 from emulator.errors import HarnessError
 from emulator.programs import DONE, Programs
 from spec.abi import PF, Xen2003
-from spec.vocabulary import Context
+from spec.vocabulary import Context, code_words
 from tests.emulator.guest import LIST, SETUP, Guest, word_of
 
 KERNEL, APPLICATION, STACK, KERNEL_STACK, DATA, HOLE = range(40, 46)      # pages
@@ -80,16 +80,11 @@ again:
     return code
 
 
-def words_of(code):
-    code += bytes(-len(code) % 4)
-    return tuple(int.from_bytes(code[n:n + 4], "little") for n in range(0, len(code), 4))
-
-
 def install(target, guest, code, fast=0):
     """Put kernel and application in place; the outcomes must all be good."""
     handlers = ((FAST, 3, "fast"), (SLOW, 3, "slow"), (YIELD, 3, "yield"), (END, 3, "end"), (PF, 0, "page_fault"))
     kernel = guest.va(KERNEL)
-    actions = [guest.call(200, data=((kernel, words_of(KERNEL_CODE)), (guest.va(APPLICATION), words_of(code)),
+    actions = [guest.call(200, data=((kernel, code_words(KERNEL_CODE)), (guest.va(APPLICATION), code_words(code)),
                                      (guest.va(DATA) + WORDS["ENTRY"], (guest.frame(HOLE) << 12 | USER,)))),
                *(guest.map(page, guest.frame(page) << 12 | USER) for page in (APPLICATION, STACK, DATA)),
                guest.unmap(HOLE),

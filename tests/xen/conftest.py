@@ -23,6 +23,7 @@ from spec.vocabulary import Setup
 
 PAGES = 600
 START = "start"
+Held = tuple[XenTarget, Setup, Machine]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -100,6 +101,15 @@ def setup(target: XenTarget) -> Setup:
 def machine(target: XenTarget, setup: Setup) -> Machine:
     """and the model of that."""
     return model_of(target, setup)
+
+
+@pytest.fixture(scope="module")
+def two(tools: Tools) -> Iterator[Held]:
+    """Domain 0 and a domU, and the model of them."""
+    target = XenTarget()
+    setup = default_setup("xen-4.17", target, domains=2)
+    yield target, setup, model_of(target, setup)
+    target.close()
 
 
 def played(target: XenTarget, setup: Setup, machine: Machine, names: Iterable[str], length: int) -> Iterator[Player]:

@@ -1,16 +1,14 @@
 """Descriptor tables, segment registers, handlers and breakpoints on the real Xen: each command both ways, as in the model."""
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
-from emulator.xen.target import XenTarget
 from oracle.ground import BREAKPOINTS, Ground
 from oracle.live import LeftOut, play
-from oracle.targets import default_setup, model_of
-from refmodel import Machine
 from refmodel.xen417_commands import COMMANDS, DONE, LDT_PAGE
 from spec.abi import DOMID_SELF, GP, GUEST_KERNEL, NP, PF, PF_USER, SEG_DESC, SS, Xen417
-from spec.vocabulary import Action, Hypercall, Load, LoadSegment, Outcome, Setup, Store, unpack_frame
+from spec.vocabulary import Action, Hypercall, Load, LoadSegment, Outcome, Store, unpack_frame
+from tests.xen.conftest import Held
 
 X = Xen417
 BUFFER = X.BASE + 0x2000
@@ -19,16 +17,6 @@ DATA, CODE, ACCESSED, USER = 0x00CF92000000FFFF, 0x00AF9A000000FFFF, 1 << 40, 3 
 RO = GUEST_KERNEL | 0x61
 ASIDE = 0x0000550000000000                  # nothing is ever there
 WING = ("§6.2", "§6.3", "§6.4", "§6.5", "§7.1", "§7.3", "§7.5")
-Held = tuple[XenTarget, Setup, Machine]
-
-
-@pytest.fixture(scope="module")
-def two(tools: object) -> Iterator[Held]:
-    """Domain 0 and a domU, and the model of them."""
-    target = XenTarget()
-    setup = default_setup("xen-4.17", target, domains=2)
-    yield target, setup, model_of(target, setup)
-    target.close()
 
 
 # --- actions -----------------------------------------------------------------------------------------------------------------

@@ -1,34 +1,23 @@
 """Programs of several domains on the real Xen: what domain 0 and domUs may do to one another; and their memory audited."""
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from emulator.xen.frames import FrameTable, image
 from oracle.ground import EXECUTOR_WINDOW, SHARED_INFO, Ground
 from oracle.live import play
-from oracle.targets import HarnessError, RealTarget, default_setup, model_of
-from refmodel import Machine, audit, imported
+from oracle.targets import HarnessError, default_setup, model_of
+from refmodel import audit, imported
 from spec.abi import DOMID_SELF, EBUSY, EINVAL, EPERM, ESRCH, GUEST_KERNEL, L4, PAGE_SIZE, RW, Xen417
 from spec.vocabulary import Action, Execute, Hypercall, Load, Setup, Store
-from tests.xen.conftest import played
+from tests.xen.conftest import Held, played
 
 X = Xen417
 BUFFER = X.BASE + 0x2000
 DOMAIN_SLOT = 260
 NOBODY_HERE = 77
 PAGE = 0x67 | GUEST_KERNEL
-Held = tuple[RealTarget, Setup, Machine]
-
-
-@pytest.fixture(scope="module")
-def two(tools: object) -> Iterator[Held]:
-    """Domain 0 and a domU, and the model of them."""
-    from emulator.xen.target import XenTarget
-    target = XenTarget()
-    setup = default_setup("xen-4.17", target, domains=2)
-    yield target, setup, model_of(target, setup)
-    target.close()
 
 
 def va(page: int) -> int:
