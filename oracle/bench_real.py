@@ -10,7 +10,8 @@ from typing import Final
 
 from oracle.bench import ROUNDS, Mix, Row, best_rate, mix
 from oracle.burst import ROUNDS as WALKS
-from oracle.burst import Burst, check_answers, check_state, flush_all, templates
+from oracle.burst import Burst, check_answers, check_state, prepare
+from oracle.generate import FOCUSES
 from oracle.judge import describe, show
 from oracle.live import PIECE, Player
 from oracle.live_runner import RAW, LiveRunner
@@ -172,16 +173,17 @@ def hypercall_rows(machine: Machine, target: RealTarget, setup: Setup) -> Iterat
 
 def compared_rows(runner: LiveRunner, target: RealTarget) -> Iterator[Row]:
     """Bursts alone and compared, guided programs, and both as in a campaign."""
-    alone, compared = burst_rates(runner, target)
-    name = f"{NAME}: the actions of bursts"
-    yield Row(name, alone, "actions/s")
-    yield Row(f"{NAME}, compared: bursts", compared, "compared actions/s", compared / alone, name)
+    for about in reversed(FOCUSES):
+        alone, compared = burst_rates(runner, target, about)
+        name = f"{NAME}: the actions of bursts about {about}"
+        yield Row(name, alone, "actions/s")
+        yield Row(f"{NAME}, compared: bursts about {about}", compared, "compared actions/s", compared / alone, name)
     for what, raw in (("guided programs", 0), ("programs with bursts, as in a campaign", RAW)):
         value = program_rate(runner, raw)
         yield Row(f"{NAME}, compared: {what}", value, "compared actions/s", value / alone, name)
 
 
-def burst_rates(runner: LiveRunner, target: RealTarget) -> tuple[float, float]:
+def burst_rates(runner: LiveRunner, target: RealTarget, about: str) -> tuple[float, float]:
     """Steps a second of bursts that nobody compares, and with all that comparing takes: the machine's work, the model's, looking
     at everything.  Some bursts together."""
     generator, steps, alone, compared = runner.generator, 0, 0.0, 0.0
@@ -189,10 +191,8 @@ def burst_rates(runner: LiveRunner, target: RealTarget) -> tuple[float, float]:
         generator.begin(random.Random(f"bench/{seed}"))
         player = Player(runner.machine, target, runner.setup)
         player.finish(*generator.more(PIECE, player.ask))
-        stores, actions = templates(generator)
         start = time.perf_counter()
-        player.finish(*generator.given([*stores, flush_all(generator)]))
-        burst = Burst(generator, target, actions)
+        burst = Burst(generator, target, prepare(player, generator, about))
         for _ in range(WALKS):
             answers = burst.run(RAW, generator.randbytes)
             if check_answers(player, burst, answers) or check_state(player, burst):

@@ -1,8 +1,9 @@
-"""Bursts: thousands of cheap actions on a real machine between two comparisons of everything, each outcome compared all the same.
+"""Bursts: thousands of actions on a real machine between two comparisons of everything, each outcome compared all the same.
 
-The model makes a step in 60 µs, the machine in 1.  But a few actions, done again and again in any order, lead the model to few
-moments, and at one of them an action always has the same outcome and leads to the same next one.  So the model makes each step
-once; a burst is a long random walk over what it found, all outcomes on the way known beforehand, as bytes in the machine's form.
+The model makes a step in 60 µs or more, the machine in a few.  But some actions, done again and again in any order, lead the
+model to few moments, and at one of them an action always has the same outcome and leads to the same next one.  So the model makes
+each step once; a burst is a long random walk over what it found, all outcomes on the way known beforehand, as bytes in the
+machine's form.
 
 The actions are drawn from the moves of ordinary programs at the moment where the burst begins.  Left out is, at each moment, what
 the ground forbids, what has more than one outcome, and what leads to a moment more than a burst has room for.
@@ -20,50 +21,81 @@ from oracle.targets import HarnessError, RealTarget
 from refmodel import ModelError
 from refmodel.moments import Moment, go_to, is_flushed, moment
 from spec.abi import Xen417
-from spec.vocabulary import Action, Execute, Hypercall, Load, LoadSegment, Observation, Outcome, Store
+from spec.vocabulary import KILLED, Action, Execute, Hypercall, Load, LoadSegment, Observation, Outcome, Store, Transfer
 
 TEMPLATES: Final = 24                           # actions that a burst is made of
 DRAWS: Final = 80                               # moves that are looked at for them
 ROUNDS: Final = 3                               # walks of a burst
+ABOUT: Final = ("memory",) * 5 + ("descriptors",) * 2 + ("transfers",) * 3    # what bursts are about, if programs are about all
 MOMENTS: Final = 40                             # of a burst: a step that leads to one more is not made
 CHUNK: Final = 2048                             # actions that the machine does while the next ones are chosen
 UNKNOWN: Final = -1
 BARRED: Final = -2
 
 
-def kinds(g: Generator) -> Iterator[Move]:
-    """The moves that a burst takes its actions from: some accesses, then calls and more accesses, as it comes."""
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What the actions of a burst are taken from."""
+    needs: Sequence[Move]                       # are made first: without what they do there would be little to try
+    first: Sequence[Move]                       # give its first actions
+    more: Sequence[Move]                        # give the others, as it comes
+
+    def moves(self, g: Generator) -> Iterator[Move]:
+        """Those that its actions are taken from."""
+        yield from self.first
+        for _ in range(DRAWS):
+            yield g.pick(self.more)
+
+
+def kind(about: str) -> Kind:
+    """The moves of a burst about one of FOCUSES."""
     from oracle import moves_417 as m
-    yield from (m.touch, m.touch)
-    often = (m.map_something, m.change_an_entry, m.batch_good) * 2
-    for _ in range(DRAWS):
-        yield g.pick((*often, m.map_odd, m.restore_home, m.batch_one_bad, m.touch, m.touch_edges, m.flush, m.multicall,
-                      m.extended_odd, m.pin_and_load, m.unknown_hypercall, m.update_odd_address))
+    from oracle import moves_417_descriptors as d
+    from oracle import moves_417_transfers as t
+    if about == "descriptors":
+        return Kind((d.build_gdt, d.build_ldt), (m.touch, m.change_an_entry), (
+            *(d.load_known_segment, d.load_segment, d.update_descriptor) * 3, d.touch_ldt, d.change_gdt, d.odd_gdt, d.odd_ldt,
+            d.write_table_in_force, d.segment_bases, d.set_trap_table, d.set_entries, d.debug_registers))
+    if about == "transfers":
+        return Kind((t.user_root,), (m.touch, t.cut_stack), (
+            *(t.interrupt, t.access, t.privileged, t.system_call, t.far_transfer, t.iret) * 3,
+            t.switch_stack, t.task_switch, t.handlers, m.touch))
+    return Kind((), (m.touch, m.touch), (
+        *(m.map_something, m.change_an_entry, m.batch_good) * 2, m.map_odd, m.restore_home, m.batch_one_bad, m.touch,
+        m.touch_edges, m.flush, m.multicall, m.extended_odd, m.pin_and_load, m.unknown_hypercall, m.update_odd_address))
 
 
-def templates(g: Generator) -> tuple[list[Action], list[Action]]:
-    """What to store first, and then the actions of a burst, which only point to it."""
-    stores, chosen, taken = list[Action](), list[Action](), set[int]()
-    for move in kinds(g):
+def templates(g: Generator, moves: Iterable[Move]) -> tuple[list[Action], list[Action]]:
+    """What to do first, and then the actions of a burst: calls only point to what was stored, and transfers have been made once,
+    so that they find their code and their frames where they will put them again."""
+    first, chosen, taken = list[Action](), list[Action](), set[int]()
+    for move in moves:
         for action in move(g):
             if isinstance(action, Hypercall):
                 words = {va + 8 * i: word for va, words in action.data for i, word in enumerate(words)}
                 if action.nr == Xen417.MEMORY_OP or not taken.isdisjoint(words):
                     continue
                 taken.update(words)
-                stores += [Store(g.d.dom, va, word) for va, word in words.items()]
+                first += [Store(g.d.dom, va, word) for va, word in words.items()]
                 chosen += with_inverse(g, replace(action, data=()))
+            elif isinstance(action, Transfer):
+                first.append(action)
+                chosen.append(action)
             elif isinstance(action, Load | Store | Execute | LoadSegment) and not action.user:
                 chosen.append(action)
         if len(chosen) >= TEMPLATES:
             break
-    return stores, chosen
+    return first, chosen
 
 
 def with_inverse(g: Generator, call: Hypercall) -> Iterator[Hypercall]:
-    """A call and, if it changes a mapping, the one that restores what is there now: or a walk would only lead away."""
+    """A call and, if it changes a mapping or a descriptor, the one that restores what is there now: or a walk would only lead
+    away."""
     from oracle.moves_417 import entry_of
     yield call
+    if call.nr == Xen417.UPDATE_DESCRIPTOR:
+        there = g.word.get((call.args[0] >> 12, call.args[0] >> 3 & 511), 0)
+        yield Hypercall(call.dom, call.nr, (call.args[0], there))
     if call.nr == Xen417.UPDATE_VA_MAPPING and len(call.args) > 1:
         yield Hypercall(call.dom, call.nr, (call.args[0], entry_of(g, call.args[0]), Xen417.UVMF_INVLPG))
 
@@ -114,7 +146,7 @@ class Burst:
         choices, action, to = self.machine.choices, self.actions[t], BARRED
         met = len(choices.taken)
         outcome = self.tried(action)
-        if outcome is not None and not outcome.chose and len(choices.taken) == met:
+        if outcome is not None and not outcome.chose and outcome.value != KILLED and len(choices.taken) == met:
             to = self.number(*moment(self.machine, self.start.mark))
             self.outcomes[n][t], self.answers[n][t] = outcome, self.target.answer(action, outcome)
         choices.counts.subtract(name for name, _, _ in choices.taken[met:])
@@ -202,10 +234,19 @@ class Deviation:
     way: list[Action]
 
 
+def prepare(player: Player, generator: Generator, about: str) -> list[Action]:
+    """Do what a burst needs first; the actions that it is made of."""
+    its = kind(about)
+    for move in its.needs:
+        player.finish(*generator.given(move(generator)))
+    first, actions = templates(generator, its.moves(generator))
+    player.finish(*generator.given([*first, flush_all(generator)]))
+    return actions
+
+
 def play_burst(player: Player, generator: Generator, target: RealTarget, tries: int) -> None:
     """A burst from where the player stands: rounds of `tries` tries, after each of which everything is compared."""
-    stores, actions = templates(generator)
-    player.finish(*generator.given([*stores, flush_all(generator)]))
+    actions = prepare(player, generator, generator.focus or generator.pick(ABOUT))
     if player.verdict is not None or not actions or not is_flushed(player.machine):
         return                                  # no base to start from: the list of the flush could not be read
     burst = Burst(generator, target, actions)

@@ -194,6 +194,7 @@ class Campaign:
         self.opener = opener
         self.result = CampaignResult(spec)
         self.programs = None if spec.actions is None else -(-spec.actions // spec.length)
+        self.stretch = 1 if spec.target == REAL_TARGET else STRETCH     # a program of a real machine takes seconds
         self.setups: tuple[Setup, ...] = ()     # as the first worker that was ready says
         self.workers: list[_Worker] = []
         self.again: deque[_Stretch] = deque()   # stretches of workers that died
@@ -206,7 +207,7 @@ class Campaign:
     def run(self) -> CampaignResult:
         """Run it to its end."""
         try:
-            useful = self.spec.workers if self.programs is None else min(self.spec.workers, -(-self.programs // STRETCH))
+            useful = self.spec.workers if self.programs is None else min(self.spec.workers, -(-self.programs // self.stretch))
             self.workers = [_Worker(self.spec, self.opener) for _ in range(useful)]
             while not self.over():
                 self.turn()
@@ -262,7 +263,7 @@ class Campaign:
         if self.out_of_time() or (self.programs is not None and self.handed_out >= self.programs):
             return None
         start = self.handed_out
-        self.handed_out = start + STRETCH if self.programs is None else min(start + STRETCH, self.programs)
+        self.handed_out = start + self.stretch if self.programs is None else min(start + self.stretch, self.programs)
         return _Stretch(start, self.handed_out)
 
     def take(self, worker: _Worker) -> None:

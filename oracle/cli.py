@@ -131,7 +131,7 @@ def fuzz(
     domains: Annotated[int, typer.Option(help="Domains of the machine.", min=1, metavar="N")] = 2,
     pages: Annotated[int, typer.Option(help="Pages of each domain.", min=1, metavar="N")] = 64,
     frames: Annotated[int, typer.Option(help="Frames of the machine.", min=1, metavar="N")] = 2048,
-    raw: Annotated[int | None, typer.Option(min=0, metavar="N", help="On a real machine: tries of a burst of cheap actions after "
+    raw: Annotated[int | None, typer.Option(min=0, metavar="N", help="On a real machine: tries of a burst of actions after "
                                             "every 250 others.  [default: 16384]")] = None,
     focus: Annotated[str, typer.Option(help=f"What most of the programs are about: {', '.join(FOCUSES)}; else all alike.",
                                        metavar="WHAT")] = "",

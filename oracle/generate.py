@@ -119,7 +119,7 @@ class Generator:
             moves_2003_descriptors,
             moves_2003_transfers,
         )
-        self.machine, self.ground = machine, ground
+        self.machine, self.ground, self.focus = machine, ground, focus
         self.setup: Final = machine.setup
         self.profile: Final = PROFILES[self.setup.profile]
         self.word: Final[Mapping[tuple[int, int], int]] = machine.concrete.maps["word"]

@@ -29,6 +29,7 @@ class Player:
         self.actions: list[Action] = []             # so far; of a burst, the shortest way to where it ended
         self.full: list[Action] = []                # the same, with every step of the bursts
         self.raw = 0                                # how many of these are steps of bursts
+        self.burst = slice(0, 0), list[Action]()    # the last burst: where its way is in the actions, and its steps
         self.verdict: Verdict | None = None         # of the piece that deviates; None: all agrees
         self.looseness: Counter[str] = Counter()
         self.outcomes: list[Outcome] = []           # of this piece, as far as it was sent
@@ -102,9 +103,17 @@ class Player:
 
     def note(self, way: Sequence[Action], steps: Sequence[Action]) -> None:
         """A burst was made; `way` leads where its steps led."""
+        self.burst = slice(len(self.actions), len(self.actions) + len(way)), list(steps)
         self.actions += way
         self.full += steps
         self.raw += len(steps)
+
+    @property
+    def with_last_burst(self) -> list[Action]:
+        """The actions, but the last burst with all its steps."""
+        actions, (way, steps) = list(self.actions), self.burst
+        actions[way] = steps
+        return actions
 
     def jump(self, way: Sequence[Action], outcomes: Sequence[Outcome], steps: Sequence[Action]) -> None:
         """One in which all agreed.  The machine had no choice in it, but one of before it may not have shown yet."""

@@ -17,6 +17,7 @@ from oracle.runner import (
     RUNNING,
     BootedRunner,
     CampaignSpec,
+    Divergence,
     HarnessFailure,
     Report,
     Runner,
@@ -71,23 +72,34 @@ class LiveRunner(Runner):
         if player.verdict is None:
             self.audit(index, report)
         else:
-            found = self.shown(player, player.verdict, shrinking)
-            report.divergences.append(self.divergence(index, *self.located(*found), shrinking))
+            report.divergences.append(self.found(index, player, player.verdict, shrinking))
 
     def burst(self, player: Player) -> None:
         """What comes after a piece."""
         if self.spec.raw:
             play_burst(player, self.generator, self.real, self.spec.raw)
 
-    def shown(self, player: Player, verdict: Verdict, shrinking: bool) -> tuple[Sequence[Action], Verdict]:
-        """A program that shows what a player met: of its bursts only where they led, if that does it."""
-        if not player.raw or not shrinking or verdict.key in self.shrunk:
+    def found(self, index: int, player: Player, verdict: Verdict, shrinking: bool) -> Divergence:
+        """A divergence that a player met; what does not happen again is not shrunk."""
+        if not shrinking or verdict.key in self.shrunk:
+            return self.divergence(index, player.actions, verdict, False)
+        shown = self.shown(player, verdict)
+        if shown is None:
+            verdict = replace(verdict, at=verdict.at + len(player.full) - len(player.actions))
+            return replace(self.divergence(index, player.full, verdict, False), repeats=False)
+        return self.divergence(index, *self.located(*shown), True)
+
+    def shown(self, player: Player, verdict: Verdict) -> tuple[Sequence[Action], Verdict] | None:
+        """A program that shows what a player met: of its bursts only where they led, if that does it, or the last one whole, or
+        all."""
+        if not player.raw:
             return player.actions, verdict
-        with coverage.uncounted():
-            short = self.again(player.actions[:verdict.at + 1])
-        if short is not None and short.key == verdict.key:
-            return player.actions, short
-        return player.full, replace(verdict, at=verdict.at + len(player.full) - len(player.actions))
+        for actions in (player.actions, player.with_last_burst, player.full):
+            with coverage.uncounted():
+                short = self.again(actions[:verdict.at + 1 + len(actions) - len(player.actions)])
+            if short is not None and short.key == verdict.key:
+                return actions, short
+        return None
 
     def located(self, actions: Sequence[Action], verdict: Verdict) -> tuple[Sequence[Action], Verdict]:
         """The state is compared at the end of a piece only: where it differs, up to which action is found by playing fewer."""

@@ -215,7 +215,8 @@ def divergence_text(d: Divergence, files: Sequence[Path]) -> Text:
     text = Text.assemble((f"{verdict.direction}", COLOURS[verdict.direction]), f": {verdict.summary}\n")
     if verdict.rule:
         text.append(f"  {verdict.rule}: {sentence_of(verdict.rule)}\n", "bold")
-    text.append(f"  program {d.index}, shrunk from {d.original} actions to {len(d.actions)}{file_list(files)}\n", "dim")
+    size = f"shrunk from {d.original} actions to {len(d.actions)}" if d.repeats else "not shrunk: run again, it showed nothing"
+    text.append(f"  program {d.index}, {size}{file_list(files)}\n", "dim")
     for n, action in enumerate(d.actions[:12]):
         text.append(f"  {n}: {describe(action)}\n")
     if len(d.actions) > 12:
@@ -257,7 +258,7 @@ def campaign_document(result: CampaignResult) -> dict[str, Any]:
 def divergence_document(d: Divergence) -> dict[str, Any]:
     """One divergence with its shrunk program."""
     return {"program": d.index, "setup": setup_to_json(d.setup), "original_actions": d.original,
-            "actions": [action_to_json(a) for a in d.actions], "verdict": verdict_document(d.verdict)}
+            "actions": [action_to_json(a) for a in d.actions], "verdict": verdict_document(d.verdict), "repeats": d.repeats}
 
 
 def failure_document(f: HarnessFailure) -> dict[str, Any]:

@@ -63,6 +63,7 @@ class Divergence:
     actions: tuple[Action, ...]
     verdict: Verdict
     runs: int                                   # that shrinking took; 0: as generated
+    repeats: bool = True                        # False: run again, the program showed nothing
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,7 +164,8 @@ class Bounces(SegmentLoads):
             self.mask(d, True)
         if handler == 0:
             raise Killed
-        g.rip, g.cs, g.rflags, g.rsp, g.ss = handler, X.KERNEL_CS, handler_flags_64(g.rflags), top - 8 * len(words), X.USER_SS
+        g.rip, g.cs, g.rflags, g.ss = handler, X.KERNEL_CS, handler_flags_64(g.rflags), X.USER_SS
+        g.rsp = (top - 8 * len(words)) & ADDRESSES
         g.user, g.quick = False, True
 
     def store_frame_word(self, d: DomId, va: int, word: int) -> None:

@@ -31,7 +31,7 @@ REGISTER: Final = 16
 USER: Final = 0x100
 GROUPS: Final = 16
 
-RESULT: Final = struct.Struct("<QQiIIIQQ6HI")
+RESULT: Final = struct.Struct("<QQiII6HQQ")
 RESULT_SIZE: Final = RESULT.size
 
 ONES: Final = (1 << 64) - 1
@@ -43,16 +43,15 @@ NO_CALL: Final = 63                         # in RAX of a system call: the numbe
 
 
 class Result(NamedTuple):
-    """What the executor says of one operation; `stored` words were stored before it ended."""
+    """What the executor says of one operation."""
     value: int
     address: int
     vector: int
     error: int
-    stored: int
-    flags: int = 0
+    flags: int = 0                          # of a landing, like all that follows
+    selectors: tuple[int, ...] = (0,) * 6   # CS, SS, DS, ES, FS, GS
     rip: int = 0
     rsp: int = 0
-    selectors: tuple[int, ...] = (0,) * 6   # CS, SS, DS, ES, FS, GS
 
 
 class Batch:
@@ -168,13 +167,16 @@ class Batch:
 
 def result(results: memoryview | bytes, index: int) -> Result:
     """One result of a batch."""
-    value, address, vector, error, stored, flags, rip, rsp, *selectors, _ = RESULT.unpack_from(results, index * RESULT_SIZE)
-    return Result(value, address, vector, error, stored, flags, rip, rsp, tuple(selectors))
+    value, address, vector, error, flags, *selectors, rip, rsp = RESULT.unpack_from(results, index * RESULT_SIZE)
+    return Result(value, address, vector, error, flags, tuple(selectors), rip, rsp)
 
 
 def answer(outcome: Outcome) -> bytes:
-    """The result with which the executor says that an action ends so, if it stored no words first."""
-    return RESULT.pack(outcome.value & ONES, outcome.address, outcome.vector, outcome.error, *(0,) * 11)
+    """The result with which the executor says that an action ends so."""
+    if outcome.landing:
+        cs, rip, flags, rsp, *selectors = outcome.landing
+        return RESULT.pack(outcome.value, outcome.address, LANDED, 0, flags, cs, *selectors, rip, rsp)
+    return RESULT.pack(outcome.value & ONES, outcome.address, outcome.vector, outcome.error, *(0,) * 9)
 
 
 def outcomes(actions: Sequence[Action], results: memoryview | bytes) -> list[Outcome]:
@@ -195,5 +197,5 @@ def outcomes(actions: Sequence[Action], results: memoryview | bytes) -> list[Out
 
 def landed(row: tuple[int, ...]) -> Outcome:
     """The outcome of a control transfer, its registers in the order of `Context`."""
-    value, address, _, _, _, flags, rip, rsp, cs, ss, ds, es, fs, gs, _ = row
-    return Outcome(value, address=address, landing=(cs, rip, flags, rsp, ss, ds, es, fs, gs))
+    value, address, _, _, flags, cs, *selectors, rip, rsp = row
+    return Outcome(value, address=address, landing=(cs, rip, flags, rsp, *selectors))

@@ -7,9 +7,9 @@ from oracle import coverage
 from oracle.targets import HarnessError, ModelTarget, Target
 from spec.abi import EINVAL, Xen417
 from spec.kernel import Index, Mfn
-from spec.vocabulary import Action, DomainSetup, Hypercall, Outcome, Setup
+from spec.vocabulary import Action, DomainSetup, Hypercall, Outcome, Setup, SystemCall
 
-WIDTH = 96                                      # bytes of an answer
+WIDTH = 192                                     # bytes of an answer
 
 
 class LiveModel(ModelTarget):
@@ -51,7 +51,7 @@ class LiveModel(ModelTarget):
 
     def answer(self, action: Action, outcome: Outcome) -> bytes:
         """So here, if they are of one length."""
-        return repr((outcome.value, outcome.vector, outcome.error, outcome.address)).encode().ljust(WIDTH)
+        return repr((outcome.value, outcome.vector, outcome.error, outcome.address, (), outcome.landing)).encode().ljust(WIDTH)
 
     def told(self, actions: Sequence[Action], answers: bytes) -> list[Outcome]:
         """The other way round."""
@@ -98,6 +98,16 @@ class AlwaysWrong(LiveModel):
                 for a, o in zip(actions, super().run(actions), strict=True)]
 
 
+class LandsElsewhere(LiveModel):
+    """In bursts, a system call finds its frame a word lower than it is."""
+
+    def run(self, actions: Sequence[Action]) -> list[Outcome]:
+        """As said."""
+        return [replace(o, landing=(*o.landing[:3], o.landing[3] - 8, *o.landing[4:]))
+                if self.in_burst and isinstance(a, SystemCall) and o.landing else o
+                for a, o in zip(actions, super().run(actions), strict=True)]
+
+
 class Corrupts(LiveModel):
     """A burst changes a word of memory that nobody stored to."""
 
@@ -127,4 +137,5 @@ class DiesInABurst(LiveModel):
 
 def opener(name: str) -> Target:
     """The stand-in of this name."""
-    return {kind.__name__: kind for kind in (LiveModel, WrongOnce, AlwaysWrong, Corrupts, DiesInABurst)}[name]()
+    kinds = (LiveModel, WrongOnce, AlwaysWrong, LandsElsewhere, Corrupts, DiesInABurst)
+    return {kind.__name__: kind for kind in kinds}[name]()

@@ -8,11 +8,17 @@ from oracle.burst import play_burst
 from oracle.generate import Generator
 from oracle.ground import Ground
 from oracle.live import Player, play_generated
+from spec.vocabulary import Transfer
 
 
 @pytest.fixture(scope="module")
 def generator(target, machine):
     return Generator(machine, Ground(machine, *target.ground()))
+
+
+@pytest.fixture(scope="module")
+def generator_of_transfers(generator):
+    return Generator(generator.machine, generator.ground, "transfers")
 
 
 def test_bursts_agree(target, generator):
@@ -23,6 +29,17 @@ def test_bursts_agree(target, generator):
         assert player.verdict is None, player.verdict.summary
         assert player.raw > 2000
         assert len(player.actions) < len(player.full) - player.raw + 200     # a burst leaves its shortest way behind
+
+
+def test_bursts_of_transfers_agree(target, generator_of_transfers):
+    generator, transfers = generator_of_transfers, 0
+    for n in range(3):
+        generator.begin(random.Random(f"burst/{n}"))
+        player = Player(generator.machine, target, generator.setup)
+        play_generated(generator, player, 500, lambda: None, lambda player=player: play_burst(player, generator, target, 5000))
+        assert player.verdict is None, player.verdict.summary
+        transfers += sum(isinstance(action, Transfer) for action in player.full)
+    assert transfers > 10_000
 
 
 def test_a_wrong_answer_in_the_middle_of_a_burst_is_found(target, generator, monkeypatch):

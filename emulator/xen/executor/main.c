@@ -43,10 +43,9 @@ struct result {
     uint64 value, address;
     int32 vector;
     uint32 error;
-    uint32 stored, flags;
-    uint64 rip, rsp;                /* of a landing; flags, too */
+    uint32 flags;                   /* of a landing, like all that follows */
     uint16 selectors[6];            /* CS, SS, DS, ES, FS, GS */
-    uint32 spare;
+    uint64 rip, rsp;
 };
 
 struct trap {
@@ -165,7 +164,7 @@ static const uint64 *store_groups(const uint64 *group, uint64 groups, struct res
     *failed = 0;
     while (groups--) {
         uint64 address = group[0], count = group[1];
-        for (uint64 i = 0; i < count && !*failed; i++, r->stored += !*failed)
+        for (uint64 i = 0; i < count && !*failed; i++)
             *failed = access(STORE, 0, address + 8 * i, group[2 + i], r);
         group += 2 + count;
     }
