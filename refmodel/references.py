@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import cast
 
 from refmodel.state import ConcreteState
-from spec.abi import GUEST_KERNEL, L1, LDT_PAGES, NOBODY, RW, US, WRITABLE, A, G, P
+from spec.abi import GUEST_KERNEL, L1, LDT_PAGES, NOBODY, RW, SEG_DESC, US, WRITABLE, A, G, P
 from spec.descriptors import (
     adjusted_descriptor,
     first_word,
@@ -196,18 +196,29 @@ def is_adjusted_descriptor(s: State, old: int, q: int) -> bool:
 
 
 def give_up(s: State, mark: int) -> None:
-    """Back to a mark; but entries and descriptors that a failed validation had adjusted stay as it adjusted them (X-2)."""
+    """Back to a mark; but in 4.17 entries and descriptors that a failed validation had adjusted stay as it adjusted them, and an
+    idle table of descriptors that was to become another is none any more (X-2)."""
     state = cast(ConcreteState, s)
     changed: dict[tuple[Mfn, Index], int] = {}
+    retyped: dict[Mfn, bool] = {}
     if s.profile.adjusts:
         changed = {key: s.word[key] for m, key, _ in state.log[mark:] if m is state.words}
+        retyped = {f: s.type[f] != SEG_DESC for m, f, _ in state.log[mark:] if m is state.maps["type"]}
     state.rollback(mark)
     for (f, i), e in changed.items():
         old = s.word[f, i]
         if old != e and (is_adjusted(old, e) or is_adjusted_descriptor(s, old, e)) and is_idle(s, f):
-            d = s.owner[f]
-            settle(s, d, f, TWritable)
-            write_data(s, d, f, i, e)
+            put_word(s, f, i, e)
+    for f, elsewhere in retyped.items():
+        if elsewhere and s.type[f] == SEG_DESC and is_idle(s, f):
+            put_word(s, f, Index(0), s.word[f, Index(0)])
+
+
+def put_word(s: State, f: Mfn, i: Index, word: int) -> None:
+    """Store a word in an idle frame, which is then data."""
+    d = s.owner[f]
+    settle(s, d, f, TWritable)
+    write_data(s, d, f, i, word)
 
 
 # --- entries -----------------------------------------------------------------------------------------------------------------

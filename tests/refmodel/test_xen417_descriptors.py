@@ -3,6 +3,7 @@ import pytest
 
 from refmodel import ModelError
 from spec.abi import (
+    EBUSY,
     EFAULT,
     EINVAL,
     ENODEV,
@@ -140,6 +141,15 @@ def test_a_table_that_was_one_is_written_as_one(xen):
     assert xen.call(1, X.UPDATE_DESCRIPTOR, f << 12, DATA) == 0
     assert xen.count(f) == (SEG_DESC, 0, 1)
     assert xen.word(f, 0) == USER_DATA
+
+
+def test_one_that_failed_to_become_another_table_is_one_no_more(xen):
+    f = table(xen, 1, 5, {255: 1})
+    assert set_gdt(xen, 1, [f], 1) == set_gdt(xen, 1, [], 0) == 0
+    assert xen.ext(1, X.PIN_L1, f) == -EBUSY                # entry 255 maps a frame of Xen's
+    assert xen.count(f) == (WRITABLE, 0, 1)
+    assert xen.call(1, X.UPDATE_DESCRIPTOR, f << 12, DATA) == 0
+    assert xen.count(f) == (WRITABLE, 0, 1)
 
 
 # --- the LDT -----------------------------------------------------------------------------------------------------------------
