@@ -53,6 +53,8 @@ def translate(s: State, choices: Choices, d: DomId, va: int, user: bool, write: 
             e = _from_cache(s, choices, d, held, held ^ by ^ tag, va, user, write, fetch)
             if e:
                 choices.serves(d, by, s.clock[CPU], write, e)
+                if held != tag and not choices.eager:
+                    _fill_apart(s, d, va, user, fetch, e)
                 return e
         tlb_fill(s, d, va, user, write, fetch)
     except Fault as fault:
@@ -72,6 +74,16 @@ def holder(s: State, d: DomId, tag: Tag, write: bool) -> Tag | None:
     if not write and s.tlb[d, other] and is_live(s, d, other):
         return other
     return None
+
+
+def _fill_apart(s: State, d: DomId, va: int, user: bool, fetch: bool, e: int) -> None:
+    """Loads and fetches may have TLBs of their own: this one, too, has walked then, if it found the same and marked nothing."""
+    try:
+        found, used = walk(s, root_of(s, d, user), va, user or not s.profile.ring1_kernel, False, fetch)
+    except Fault:
+        return
+    if (found ^ e) & ~D == 0 and _is_marked(s, used, False):
+        tlb_fill(s, d, va, user, False, fetch)
 
 
 def older(tag: Tag) -> Tag:

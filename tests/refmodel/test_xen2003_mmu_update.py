@@ -2,6 +2,7 @@
 import pytest
 
 from spec.abi import EFAULT, EINVAL, L1, L2, PSE, RW, US, WRITABLE, A, D, G, P, Xen2003
+from spec.x86.tlb import tag_of
 
 X = Xen2003
 DATA = P | RW | A | D                       # an L1 entry as at boot
@@ -389,6 +390,18 @@ def test_stale_translation_is_a_choice(xen2):
         outcomes.add(xen2.load(1, xen2.va(5)).vector)
         assert xen2.m.choices.taken == [("stale-translation", 2, option)]
     assert outcomes == {-1, 14}
+
+
+def test_a_fetch_keeps_what_it_found_when_a_load_finds_another(xen2):
+    """They may have TLBs of their own."""
+    code, old, new = xen2.va(1), xen2.frame(1, 1), xen2.frame(1, 5)
+    assert xen2.load(1, code).vector < 0
+    assert xen2.execute(1, code).vector < 0
+    assert xen2.uvm(1, code, new << 12 | P | RW) == 0
+    xen2.m.choices.begin()                      # forget what is likely: the load walks
+    assert xen2.load(1, code).value == 0
+    cached = [xen2.m.s.tlb[1, tag_of(code >> 12, fetch)] >> 12 for fetch in (False, True)]
+    assert cached == [new, old]
 
 
 @pytest.mark.parametrize(("value", "dropped"), [(X.INVLPG, True), (X.TLB_FLUSH, True)])
